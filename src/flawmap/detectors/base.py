@@ -1,0 +1,135 @@
+"""The contract of every detector, and the kind that works on frozen features.
+
+B images  H W pixels  C channels of a stage  h w its grid
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn, optim
+
+from flawmap.errors import UsageError
+from flawmap.features.backbone import EMBEDDED, Backbone
+from flawmap.types import Batch, Prediction
+
+Schedule = optim.lr_scheduler.LRScheduler
+Optimisers = list[tuple[optim.Optimizer, Schedule | None]]
+
+
+def option(default: Any, text: str) -> Any:
+    """A field of a Config with the line that help and docs show."""
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+class Detector(nn.Module):
+    """
+    begin(normals)       one pass, no gradient: statistics, memory bank
+    optimisers(steps)    its optimisers and schedules, built by the detector
+    loss(batch)          a scalar and its named parts, asked for `config.steps` times; steps is 0 when it learns nothing
+    end(held_out)        one pass, no gradient: scale of the maps; asked for only where `needs_end`
+    forward(image)       (B, 3, H, W) in [0, 1] -> Prediction(map (B, H, W), score (B,)); the same lines in training,
+                         bundle and ONNX
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]  # as the paper writes it
+    paper: ClassVar[str]  # a link
+    needs_end: ClassVar[bool] = False
+    # Leave-part-out scores may calibrate it: adding parts to what it remembers changes little, and only downwards.
+    cross_fits: ClassVar[bool] = False
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+
+    @dataclass(frozen=True)
+    class Config:
+        size: int = option(256, "pictures are resized to a square of so many pixels")
+        steps: int = option(0, "steps of training")
+
+    config: Config
+
+    def __init__(self, config: Config, *, pretrained: bool = True) -> None:
+        super().__init__()
+        self.config = config
+
+    def begin(self, normals: Iterable[Batch]) -> None:
+        """Nothing, unless the method has something to remember."""
+
+    def optimisers(self, steps: int) -> Optimisers:
+        return []
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        raise NotImplementedError(f"{self.name} learns nothing")
+
+    def end(self, held_out: Iterable[Batch]) -> None:
+        """Nothing, unless the method scales its maps."""
+
+    def memory_note(self, pictures: int) -> str:
+        """What the method will hold in memory, said before the work starts."""
+        return ""
+
+    @classmethod
+    def configure(cls, options: Mapping[str, Any]) -> Any:
+        """The Config of these options: `preset` first, then the rest over it; text is read as the field's type."""
+        chosen = dict(options)
+        preset = chosen.pop("preset", None)
+        if preset is not None and preset not in cls.presets:
+            raise UsageError(f"{cls.name} has no preset {preset!r}; there are: {', '.join(cls.presets) or 'none'}")
+        chosen = {**cls.presets.get(preset or "", {}), **chosen}
+        types = typing.get_type_hints(cls.Config)
+        for key in chosen:
+            if key not in types:
+                near = difflib.get_close_matches(key, types, n=1)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise UsageError(f"{cls.name} has no option {key!r}{hint} Its options: {', '.join(types)}")
+        return cls.Config(**{key: _read(key, value, types[key]) for key, value in chosen.items()})
+
+
+class FrozenDetector(Detector):
+    """forward = head(backbone(image)): the driver computes the features once and gives `begin` and `loss` those."""
+
+    @dataclass(frozen=True)
+    class Config(Detector.Config):
+        backbone: str = option(EMBEDDED, "a model of timm; the default is embedded and needs no network")
+        stages: tuple[int, ...] = option((2, 3), "its stages: 2 is stride 8, 3 is stride 16")
+        weights: str = option("", "a .safetensors file with the backbone's weights")
+
+    config: Config
+
+    def __init__(self, config: Config, *, pretrained: bool = True) -> None:
+        super().__init__(config, pretrained=pretrained)
+        self.backbone = Backbone(
+            config.backbone, config.stages, config.size, weights=config.weights, pretrained=pretrained
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The patch grid: that of the first stage."""
+        return self.backbone.shapes[0][1], self.backbone.shapes[0][2]
+
+    def forward(self, image: Tensor) -> Prediction:
+        return self.head(self.backbone(image))
+
+    def head(self, feats: tuple[Tensor, ...]) -> Prediction:
+        """One (B, C, h, w) a stage -> Prediction."""
+        raise NotImplementedError
+
+
+def _read(key: str, value: Any, kind: Any) -> Any:
+    """Text from a command line, or a value of a recipe, as the type of the option."""
+    try:
+        if typing.get_origin(kind) is tuple:
+            parts = value.replace(" ", "").split(",") if isinstance(value, str) else value
+            return tuple(typing.get_args(kind)[0](part) for part in parts)
+        if kind is bool and isinstance(value, str):
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[value.lower()]
+        if kind is int and isinstance(value, float) and not value.is_integer():
+            raise ValueError
+        return kind(value)
+    except (ValueError, KeyError, TypeError) as error:
+        name = getattr(kind, "__name__", str(kind))
+        raise UsageError(f"option {key}: {value!r} is not of type {name}") from error

@@ -1,0 +1,1 @@
+"""Picture -> frozen feature maps: backbones and their weights, patches, coreset, nearest neighbours."""

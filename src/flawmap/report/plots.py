@@ -1,0 +1,221 @@
+"""Drawings of the report as SVG text: scores in lanes, ROC, bounds of a rate, the colours of the maps.
+
+Colours and fonts come from the page's CSS classes, so that dark mode and print reach the drawings. What is wrong is
+hatched and named, never told by colour alone. All text is escaped. A drawing's `ident` must be unique on its page.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from flawmap.report.heatmap import Scale, colour
+
+LABEL, BARS, GAP, AXIS = 20, 34, 12, 46  # heights in px; BARS is the least
+
+
+class Lane(NamedTuple):
+    """The scores of one group of parts; `wrong` tells which got the wrong verdict."""
+
+    label: str
+    scores: np.ndarray  # (n,), n > 0
+    wrong: np.ndarray  # (n,) bool
+    rug: bool = False  # draw every score as a tick as well
+
+
+class Axis(NamedTuple):
+    """Values from low to high stand at pixels from start to end."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def at(self, value: float) -> float:
+        return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
+
+
+def lanes(groups: Sequence[Lane], threshold: float | None, ident: str, width: int, title: str) -> Markup:
+    """Histograms one under another on one score axis, so that any number of kinds needs no colour code."""
+    top = 24 if threshold is not None else 4
+    edges = _edges(np.concatenate([g.scores for g in groups]), threshold, 28 if width < 500 else 48)
+    axis = Axis(float(edges[0]), float(edges[-1]), 32, width - 10)
+    bars = max(BARS, 100 // len(groups))
+    floor = top + len(groups) * (LABEL + bars + GAP) - GAP
+    parts = [_hatch(ident)]
+    for tick in ticks(axis.low, axis.high, 6 if width < 500 else 10):
+        x = axis.at(tick)
+        parts += [_line("grid", x, top, x, floor), _text("tick", x, floor + 20, f"{tick:g}")]
+    if threshold is not None:
+        x = axis.at(threshold)
+        anchor, shift = ("end", -6) if x > width / 2 else ("start", 6)
+        parts.append(_line("threshold", x, 4, x, floor))
+        parts.append(_text("threshold-label", x + shift, 15, f"threshold {score(threshold)}", anchor))
+    for row, group in enumerate(groups):
+        parts += _lane(group, edges, axis, top + row * (LABEL + bars + GAP) + LABEL, bars, ident)
+    parts.append(_text("axis-title", (axis.start + axis.end) / 2, floor + 40, "score of a part, higher is stranger"))
+    told = "; ".join(f"{g.label}: {_span(g.scores)}" for g in groups)
+    return _svg(parts, width, floor + AXIS, ident, title, told)
+
+
+def _lane(group: Lane, edges: np.ndarray, axis: Axis, top: float, bars: float, ident: str) -> list[Markup]:
+    """One histogram with its label above and its own height; in a bar the wrong parts are hatched and stand lowest."""
+    every, _ = np.histogram(group.scores, edges)
+    wrong, _ = np.histogram(group.scores[group.wrong], edges)
+    tallest, floor = int(every.max()), top + bars
+    parts = [_text("lane", axis.start, top - 5, _short(group.label), "start")]
+    for low, high, n, bad in zip(edges[:-1], edges[1:], every, wrong, strict=True):
+        x, width = axis.at(low) + 0.5, axis.at(high) - axis.at(low) - 1
+        if bad:
+            tall = bad / tallest * bars
+            parts.append(_rect("bar wrong", x, floor - tall, width, tall, f"url(#{ident}-hatch)"))
+        if n > bad:
+            parts.append(_rect("bar", x, floor - n / tallest * bars, width, (n - bad) / tallest * bars))
+    if group.rug:
+        parts += [_line("rug", axis.at(s), floor, axis.at(s), floor + 6) for s in group.scores]
+    parts.append(_line("axis", axis.start, floor, axis.end, floor))
+    parts.append(_text("tick", axis.start - 6, top + 8, str(tallest), "end"))
+    return parts
+
+
+def roc(good: np.ndarray, bad: np.ndarray, point: tuple[float, float] | None, ident: str) -> Markup:
+    """Share of defective parts found against share of good parts refused; `point` is (refused, found) as judged."""
+    x, y = Axis(0, 1, 58, 346), Axis(0, 1, 306, 12)
+    cuts = np.unique(np.concatenate([good, bad]))[::-1]
+    refused = np.concatenate([[0.0], 1 - np.searchsorted(np.sort(good), cuts) / len(good)])
+    found = np.concatenate([[0.0], 1 - np.searchsorted(np.sort(bad), cuts) / len(bad)])
+    path = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in zip(refused, found, strict=True))
+    parts = []
+    for rate in (0.0, 0.25, 0.5, 0.75, 1.0):
+        share = f"{100 * rate:.0f}\N{NARROW NO-BREAK SPACE}%"
+        parts += [_line("grid", x.at(rate), y.end, x.at(rate), y.start), _text("tick", x.at(rate), y.start + 20, share)]
+        parts += [_line("grid", x.start, y.at(rate), x.end, y.at(rate))]
+        parts += [_text("tick", x.start - 8, y.at(rate) + 4, share, "end")]
+    parts.append(_line("chance", x.start, y.start, x.end, y.end))
+    parts.append(Markup('<polyline class="curve" points="{}"/>').format(path))
+    parts.append(_text("axis-title", (x.start + x.end) / 2, 352, "good parts refused (false alarms)"))
+    turned = Markup('<text class="axis-title" transform="translate(10 {}) rotate(-90)" text-anchor="middle">{}</text>')
+    parts.append(turned.format((y.start + y.end) / 2, "defective parts found"))
+    told = f"{len(good)} good and {len(bad)} defective parts."
+    if point is not None:
+        told += f" At the threshold {percent(point[1])} of the defective parts are found"
+        told += f" and {percent(point[0])} of the good parts refused."
+        parts += _operating_point(x.at(point[0]), y.at(point[1]), point)
+    return _svg(parts, 360, 360, ident, "ROC: every trade of escapes against false alarms", told)
+
+
+def _operating_point(x: float, y: float, point: tuple[float, float]) -> list[Markup]:
+    anchor, shift = ("end", -12) if point[0] > 0.5 else ("start", 12)
+    down = 22 if point[1] > 0.2 else -30
+    lines = ("at the threshold", f"{percent(point[1])} found", f"{percent(point[0])} refused")
+    dot = Markup('<circle class="point" cx="{:.1f}" cy="{:.1f}" r="6"/>').format(x, y)
+    return [dot, *(_text("label", x + shift, y + down + 16 * i, line, anchor) for i, line in enumerate(lines))]
+
+
+def interval(low: float, rate: float, high: float) -> Markup:
+    """A rate and its bounds on a line from 0 to 100 %; the numbers stand beside it, so it is hidden from readers."""
+    parts = [_line("axis", 4, 8, 124, 8), _line("axis", 4, 4, 4, 12), _line("axis", 124, 4, 124, 12)]
+    parts.append(_rect("bounds", 4 + 120 * low, 5, max(120 * (high - low), 1), 6))
+    parts.append(Markup('<circle class="point" cx="{:.1f}" cy="8" r="4"/>').format(4 + 120 * rate))
+    return Markup('<svg class="interval" viewBox="0 0 128 16" aria-hidden="true" focusable="false">{}</svg>').format(
+        Markup("").join(parts)
+    )
+
+
+def legend(scale: Scale, ident: str) -> Markup:
+    """The colours of the maps with the threshold marked, over the middle grey of an ordinary picture."""
+    axis, cell = Axis(scale.low, scale.high, 8, 352), 4
+    values = np.linspace(scale.low, scale.high, 344 // cell, dtype=np.float32)
+    parts = [_rect("ground", axis.start, 6, axis.end - axis.start, 18)]
+    for i, (red, green, blue, alpha) in enumerate(colour(values[None], scale)[0]):
+        parts.append(_rect("step", axis.start + i * cell, 6, cell, 18, f"rgb({red},{green},{blue})", alpha / 255))
+    parts.append(_text("tick", axis.start, 42, score(scale.low), "start"))
+    parts.append(_text("tick", axis.end, 42, f"≥ {score(scale.high)}", "end"))
+    told = f"From {score(scale.low)} to {score(scale.high)}"
+    if scale.threshold > scale.low:
+        x = axis.at(scale.threshold)
+        parts.append(_line("threshold", x, 2, x, 28))
+        parts.append(_text("threshold-label", x, 42, f"threshold {score(scale.threshold)}"))
+        told += f"; the ramp starts at the threshold, {score(scale.threshold)}, and below it is a pale veil"
+    return _svg(parts, 360, 48, ident, "Colours of the maps", told + ".")
+
+
+def percent(rate: float) -> str:
+    """ "4.8 %"; what is not 0 or 100 % is never rounded to it."""
+    if 0 < rate < 0.0005:
+        return "< 0.1\N{NARROW NO-BREAK SPACE}%"
+    if 0.9995 <= rate < 1:
+        return "> 99.9\N{NARROW NO-BREAK SPACE}%"
+    return f"{100 * rate:.1f}\N{NARROW NO-BREAK SPACE}%"
+
+
+def score(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:#.4g}".rstrip(".")
+
+
+def ticks(low: float, high: float, most: int) -> list[float]:
+    """Round values in [low, high], at most `most` + 1 of them, in steps of 1, 2 or 5 times a power of ten."""
+    rough = (high - low) / most
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+
+
+def _edges(values: np.ndarray, threshold: float | None, bins: int) -> np.ndarray:
+    """Equal bins over all values; the threshold is an edge, so that no bar stands on both sides of it."""
+    inside = values if threshold is None else np.append(values, threshold)
+    low, high = float(inside.min()), float(inside.max())
+    step = (high - low) / bins or max(abs(high), 1.0) / bins
+    anchor = low if threshold is None else threshold
+    before = math.ceil((anchor - low) / step - 1e-9) + 1
+    after = math.ceil((high - anchor) / step - 1e-9) + 1
+    return anchor + step * np.arange(-before, after + 1)
+
+
+def _span(scores: np.ndarray) -> str:
+    return f"scores {score(scores.min())} to {score(scores.max())}, median {score(float(np.median(scores)))}"
+
+
+def _short(label: str, most: int = 46) -> str:
+    return label if len(label) <= most else label[: most - 1] + "…"
+
+
+def _hatch(ident: str) -> Markup:
+    return Markup(
+        '<defs><pattern id="{}-hatch" width="5" height="5" patternUnits="userSpaceOnUse" patternTransform="rotate(45)">'
+        '<rect class="hatch-ground" width="5" height="5"/><rect class="hatch" width="2" height="5"/></pattern></defs>'
+    ).format(ident)
+
+
+def _svg(parts: Sequence[Markup], width: float, height: float, ident: str, title: str, told: str) -> Markup:
+    return Markup(
+        '<svg viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-labelledby="{i}-t {i}-d">'
+        '<title id="{i}-t">{t}</title><desc id="{i}-d">{d}</desc>{p}</svg>'
+    ).format(w=width, h=height, i=ident, t=_legal(title), d=_legal(told), p=Markup("").join(parts))
+
+
+def _line(name: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(name, x1, y1, x2, y2)
+
+
+def _rect(name: str, x: float, y: float, w: float, h: float, fill: str | None = None, opacity: float = 1) -> Markup:
+    paint = Markup(' fill="{}" fill-opacity="{:.3f}"').format(fill, opacity) if fill else ""
+    shape = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"{}/>')
+    return shape.format(name, x, y, w, h, paint)
+
+
+def _text(name: str, x: float, y: float, text: str, anchor: str = "middle") -> Markup:
+    shape = Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
+    return shape.format(name, x, y, anchor, escape(_legal(text)))
+
+
+def _legal(text: str) -> str:
+    """Text without the characters that XML forbids; the name of a folder can hold them."""
+    return re.sub("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text)

@@ -1,0 +1,73 @@
+"""Engines: from the network's input to map and score. ONNX Runtime judges at the line; torch is what was trained.
+
+B images  H W pixels of the network
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from flawmap.errors import BundleError
+from flawmap.types import Prediction
+
+MAX_GRAPH_BYTES = 2**31 - 1  # what one ONNX file without external data can hold
+
+
+class Engine(Protocol):
+    name: str
+
+    def __call__(self, image_B3HW: np.ndarray) -> Prediction:
+        """(B, 3, H, W) float32 in [0, 1] -> map (B, H, W), score (B,), float32."""
+        ...
+
+
+class OnnxEngine:
+    """The graph of a bundle in ONNX Runtime, on the CPU."""
+
+    def __init__(self, graph: bytes, threads: int = 0) -> None:
+        import onnxruntime
+
+        if len(graph) > MAX_GRAPH_BYTES:
+            raise BundleError(f"model.onnx has {len(graph)} bytes, more than one file may hold")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or int(os.environ.get("FLAWMAP_THREADS", "0"))
+        options.log_severity_level = 3
+        try:
+            self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises classes of its own, made at run time
+            raise BundleError(f"model.onnx cannot be loaded: {str(error).splitlines()[0]}") from error
+        self.name = f"onnxruntime {onnxruntime.__version__} cpu fp32"
+
+    def __call__(self, image_B3HW: np.ndarray) -> Prediction:
+        return Prediction(*self._session.run(["map", "score"], {"image": image_B3HW}))
+
+
+class TorchEngine:
+    """The detector as it was trained; needs the extra `train`."""
+
+    def __init__(self, detector: Any, device: str = "cpu") -> None:
+        import torch
+
+        self.detector, self.device = detector.to(device).eval(), device
+        self.name = f"torch {torch.__version__} {device} fp32"
+
+    @classmethod
+    def from_bundle(cls, config: Mapping[str, Any], weights: bytes) -> TorchEngine:
+        from safetensors.torch import load
+
+        from flawmap.detectors import create
+
+        detector = create(config["method"], config["options"], pretrained=False)
+        detector.load_state_dict(load(weights))
+        return cls(detector)
+
+    def __call__(self, image_B3HW: np.ndarray) -> Prediction:
+        import torch
+
+        with torch.inference_mode():
+            found = self.detector(torch.from_numpy(image_B3HW).to(self.device))
+        return Prediction(found.map.cpu().numpy(), found.score.cpu().numpy())

@@ -1,0 +1,225 @@
+"""Evaluate a bundle on a test set, and calibrate it anew: torch-free, with the engine that judges at the line."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flawmap.errors import CalibrationError, DataError
+from flawmap.images import folder as _folder
+from flawmap.images.decode import read_mask
+from flawmap.run.model import Model
+from flawmap.run.progress import progress
+from flawmap.run.recipe import digest, write_csv, write_json
+from flawmap.types import Sample, Verdict
+from flawmap.verdict.calibration import Calibration
+from flawmap.verdict.metrics import PixelMetrics, auroc, average_precision, summary
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One picture of the test; verdict and p-value are those of its part."""
+
+    sample: Sample
+    score: float
+    peak: float
+    verdict: Verdict | None = None
+    p_value: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    source: str
+    pictures: Sequence[Scored]
+    metrics: dict[str, Any]
+    notes: Sequence[str]
+
+
+def evaluate(
+    model: Model,
+    source: Any,
+    out: Path,
+    *,
+    part_pattern: str | None = None,
+    skip_bad: bool = False,
+    name: str = "",
+) -> Evaluated:
+    """Judges all pictures of `test` (or all, where there is no train and test), and writes scores, metrics, report.
+
+    `name` is what the report calls the pictures, where `source` is no path.
+    """
+    samples = _folder.find(source, part_pattern=part_pattern, kind=None)
+    tested = [s for s in samples if s.split == "test"] or samples
+    tested, left_out = _folder.check(tested, skip_bad=skip_bad)
+    begun = time.monotonic()
+    pixels, scored = PixelMetrics(), []
+    with progress("inspecting", len(tested)) as tick:
+        for number, sample in enumerate(tested):
+            scored.append(_score(model, sample, pixels))
+            tick(number + 1)
+    seconds = time.monotonic() - begun
+    notes = [f"left out: {name}: {reason}" for name, reason in left_out]
+    scored = _judged(model, scored, notes)
+    metrics = {**_image_metrics(scored), **pixels.result(), "seconds_per_picture": seconds / len(tested)}
+    title = name or (Path(source).name if isinstance(source, (str, Path)) else "pictures")
+    evaluated = Evaluated(title, scored, metrics, notes)
+    out.mkdir(parents=True, exist_ok=True)
+    head = ["name", "part", "kind", "score", "peak", "verdict", "p_value"]
+    write_csv(out / "scores.csv", head, [_row(entry) for entry in scored])
+    write_json(out / "metrics.json", {**metrics, "notes": notes, "bundle_sha256": model.bundle.sha256})
+    from flawmap.run.show import test_report
+
+    test_report(model, evaluated, out / "report.html")
+    return evaluated
+
+
+def in_words(evaluated: Evaluated) -> dict[str, str]:
+    """The figures for a person's table; what is undefined says why."""
+    m = evaluated.metrics
+    words = {"pictures": str(m["pictures"])}
+    for key, label in (("i_auroc", "I-AUROC"), ("p_auroc", "P-AUROC"), ("p_ap", "P-AP"), ("pro", "PRO")):
+        value = m.get(key)
+        why = (
+            m.get("why")
+            if key in ("p_auroc", "p_ap", "pro")
+            else m.get("why_no_metrics", "good and defective are needed")
+        )
+        words[label] = f"{value:.4f}" if value is not None else f"undefined: {why}"
+    for key, label in (("false_alarms", "false alarms"), ("escapes", "escapes")):
+        if (rate := m.get(key)) is not None:
+            bounds = f"95 % bounds {rate['low']:.1%} to {rate['high']:.1%}"
+            words[label] = f"{rate['count']} of {rate['n']} parts ({bounds})"
+    words["a picture takes"] = f"{m['seconds_per_picture'] * 1000:.0f} ms from disk to map"
+    for number, note in enumerate(evaluated.notes):
+        words[f"note {number + 1}"] = note
+    return words
+
+
+def calibrate(
+    model: Model,
+    source: Any,
+    *,
+    false_alarm: float | None = None,
+    part_pattern: str | None = None,
+    skip_bad: bool = False,
+) -> Model:
+    """The model with a calibration from other good parts, none of which it was fitted on."""
+    samples = [s for s in _folder.find(source, part_pattern=part_pattern) if s.good]
+    samples, _ = _folder.check(samples, skip_bad=skip_bad)
+    if not samples:
+        raise DataError(f"{source}: no good pictures to calibrate on")
+    _refuse_fitted(model, samples)
+    found = []
+    with progress("calibrating", len(samples)) as tick:
+        for number, sample in enumerate(samples):
+            found.append(_score(model, sample, None))
+            tick(number + 1)
+    calibration = Calibration.from_good(
+        [f.sample.part for f in found],
+        [f.score for f in found],
+        [f.peak for f in found],
+        false_alarm=false_alarm,
+        data_sha256=digest(samples),
+        engine=model.engine.name,
+        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    )
+    config = {**model.bundle.config, "map_typical": float(np.median([f.peak for f in found]))}
+    card = model.card.split("\n\n", 2)
+    files = {
+        "calibration.json": json.dumps(calibration.to_dict(), indent=1).encode(),
+        "config.json": json.dumps(config, indent=1).encode(),
+        "card.md": "\n\n".join([card[0], calibration.sentence, *card[2:]]).encode(),
+    }
+    return Model(model.bundle.replace(files))
+
+
+def _score(model: Model, sample: Sample, pixels: PixelMetrics | None) -> Scored:
+    score, map = model.predict(sample.source)
+    if not np.isfinite(score) or not np.isfinite(map).all():
+        raise CalibrationError(f"{sample.name}: the score or the map is not a number, so no verdict can be given")
+    if pixels is not None and sample.kind is not None:
+        mask = read_mask(sample.mask, map.shape, sample.name) if sample.mask is not None else None
+        pixels.add(map, mask, good=sample.good)
+    return Scored(sample, score, float(map.max()))
+
+
+def _judged(model: Model, scored: list[Scored], notes: list[str]) -> list[Scored]:
+    """Verdicts by part. A part with another number of views than the calibration knows gets none, and is noted."""
+    if model.calibration is None:
+        notes.append("the model is not calibrated: scores and maps, no verdicts")
+        return scored
+    parts: dict[str, list[Scored]] = {}
+    for entry in scored:
+        parts.setdefault(entry.sample.part, []).append(entry)
+    judged, refused = {}, 0
+    for part, views in parts.items():
+        try:
+            verdict = model.calibration.verdict([v.score for v in views])
+            judged[part] = (verdict, model.calibration.p_value(max(v.score for v in views)))
+        except CalibrationError:
+            refused += 1
+            judged[part] = (None, None)
+    if refused:
+        low, high = model.calibration.views
+        known = f"{low}" if low == high else f"{low} to {high}"
+        notes.append(f"{refused} of {len(parts)} parts got no verdict: the calibration judges parts of {known} views")
+    return [replace(e, verdict=judged[e.sample.part][0], p_value=judged[e.sample.part][1]) for e in scored]
+
+
+def _image_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
+    """AUROC and AP count pictures, as the field does; escapes and false alarms count parts that got a verdict."""
+    known = [e for e in scored if e.sample.kind is not None]
+    if not known:
+        return {"pictures": len(scored), "why_no_metrics": "the data does not say which pictures are good"}
+    defect = [not e.sample.good for e in known]
+    scores = [e.score for e in known]
+    parts = _by_part(known)
+    judged = [p for p in parts if p.verdict is not None]
+    by_part = summary([p.score for p in parts], [p.sample.kind for p in parts])
+    found = {**by_part, "part_auroc": by_part["i_auroc"], "pictures": len(scored), "parts": len(parts)}
+    found |= {"i_auroc": auroc(scores, defect), "i_ap": average_precision(scores, defect)}
+    if judged:
+        counts = summary(
+            [p.score for p in judged], [p.sample.kind for p in judged], [p.verdict or Verdict.NOK for p in judged]
+        )
+        found |= {key: counts[key] for key in ("false_alarms", "escapes")}
+        for kind, row in found["kinds"].items():
+            row["escapes"] = counts["kinds"].get(kind, {}).get("escapes")
+            row["judged"] = counts["kinds"].get(kind, {}).get("n", 0)
+    return found
+
+
+def _by_part(scored: Sequence[Scored]) -> list[Scored]:
+    """The strangest view of every part; a part is defective when one of its views is."""
+    parts: dict[str, Scored] = {}
+    for entry in scored:
+        seen = parts.get(entry.sample.part)
+        if seen is None:
+            parts[entry.sample.part] = entry
+            continue
+        kind = next((e.sample.kind for e in (seen, entry) if not e.sample.good), seen.sample.kind)
+        strangest = max(seen, entry, key=lambda e: e.score)
+        parts[entry.sample.part] = replace(strangest, sample=replace(strangest.sample, kind=kind))
+    return list(parts.values())
+
+
+def _refuse_fitted(model: Model, samples: Sequence[Sample]) -> None:
+    rows = [json.loads(line) for line in model.bundle.files["data.jsonl"].splitlines()]
+    fitted = {row["sha256"]: row["name"] for row in rows if row.get("role", "").startswith("fit")}
+    for sample in samples:
+        if (name := fitted.get(_folder.sha256(sample))) is not None:
+            raise DataError(
+                f"{sample.name}: the model was fitted on this very picture ({name}); a calibration from pictures it "
+                "knows would promise too much. Give good parts that it has not seen"
+            )
+
+
+def _row(entry: Scored) -> list[str]:
+    s, p_value = entry.sample, "" if entry.p_value is None else repr(entry.p_value)
+    return [s.name, s.part, s.kind or "", repr(entry.score), repr(entry.peak), str(entry.verdict or ""), p_value]

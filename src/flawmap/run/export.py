@@ -1,0 +1,205 @@
+"""From the fitted detector to a graph that says the same, and the gate that makes sure of it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flawmap.errors import GateError
+from flawmap.images.decode import Intake, decode
+from flawmap.run.engine import Engine
+from flawmap.types import Prediction
+from flawmap.verdict.calibration import Calibration
+
+TOLERANCE = 1e-4  # of the score scale (and of the map's), between torch and the exported graph
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A picture whose scores the bundle remembers: its file's bytes."""
+
+    name: str
+    content: bytes
+
+
+def to_onnx(detector: Any) -> bytes:
+    """The whole detector as one ONNX graph: image (B, 3, H, W) -> map (B, H, W), score (B,)."""
+    import onnx
+    import torch
+
+    from flawmap.detectors.base import FrozenDetector
+    from flawmap.features.frozen import export, graph_file
+
+    detector = detector.to("cpu").eval()
+    size = detector.config.size
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        if isinstance(detector, FrozenDetector):
+            # The backbone's graph is there already: only the head is traced, and the two are joined.
+            feats = tuple(torch.zeros(2, *shape) for shape in detector.backbone.shapes)
+            names = [f"feat{i}" for i in range(len(feats))]
+            export(_Head(detector), (feats,), path, names, ["map", "score"])
+            graph = _joined(onnx.load(graph_file(detector.backbone, size)), onnx.load(path), names)
+        else:
+            export(detector, (torch.zeros(2, 3, size, size),), path, ["image"], ["map", "score"])
+            graph = onnx.load(path)
+    _strip(graph)
+    onnx.checker.check_model(graph)
+    return graph.SerializeToString()
+
+
+def gate(
+    trained: Engine, exported: Engine, intake: Intake, golden: Sequence[Golden], calibration: Calibration | None
+) -> dict[str, Any]:
+    """Both engines from file bytes to verdict over the golden pictures. GateError when they differ.
+
+    Returns the largest differences in units of the scale, and what the exported engine said of every picture.
+    """
+    worst_score, worst_map, entries = 0.0, 0.0, []
+    for picture in golden:
+        image = intake(picture.content)[0][None]
+        ours, theirs = _one(trained(image)), _one(exported(image))
+        scale = calibration.scale if calibration else max(abs(ours.score), 1e-12)
+        map_scale = max(abs(calibration.map_threshold) if calibration else 0.0, float(np.abs(ours.map).max()), 1e-12)
+        score_gap = abs(ours.score - theirs.score) / scale
+        map_gap = float(np.abs(ours.map - theirs.map).max()) / map_scale
+        worst_score, worst_map = max(worst_score, score_gap), max(worst_map, map_gap)
+        nok = [bool(calibration and found.score > calibration.threshold) for found in (ours, theirs)]
+        if not score_gap <= TOLERANCE or not map_gap <= TOLERANCE or nok[0] != nok[1]:
+            raise GateError(
+                f"{picture.name}: {trained.name} says {ours.score:.6f} and {exported.name} says {theirs.score:.6f} "
+                f"(difference {score_gap:.1e} of the scale, map {map_gap:.1e}; allowed {TOLERANCE:.0e}"
+                f"{', and the verdict flips' if nok[0] != nok[1] else ''}): the bundle is not written"
+            )
+        entries.append({"name": picture.name, "score": theirs.score, "peak": float(theirs.map.max()), "nok": nok[1]})
+    return {
+        "engines": [trained.name, exported.name],
+        "tolerance": TOLERANCE,
+        "worst_score": worst_score,
+        "worst_map": worst_map,
+        "pictures": entries,
+    }
+
+
+def export_bundle(path: Path, out: Path) -> dict[str, str]:
+    """The graph made anew from the bundle's weights, through the gate, with what it takes to use it elsewhere."""
+    import json
+
+    from flawmap.run.bundle import read
+    from flawmap.run.engine import OnnxEngine, TorchEngine
+    from flawmap.run.model import Model
+
+    model = Model(read(path))
+    trained = TorchEngine.from_bundle(model.bundle.config, model.bundle.files["weights.safetensors"])
+    graph = to_onnx(trained.detector)
+    golden = [
+        Golden(name.removeprefix("golden/"), content)
+        for name, content in model.bundle.files.items()
+        if name.startswith("golden/")
+    ]
+    parity = gate(trained, OnnxEngine(graph), model.intake, golden, model.calibration)
+    use = {
+        "input": "image, float32 (batch, 3, height, width) in [0, 1], RGB",
+        "output": "map (batch, height, width), score (batch)",
+    }
+    files = {
+        "model.onnx": graph,
+        "calibration.json": model.bundle.files.get("calibration.json"),
+        "use.json": json.dumps({**use, "intake": model.intake.to_dict(), "parity": parity}, indent=1).encode(),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        if content is not None:
+            (out / name).write_bytes(content)
+    return {
+        "graph": str(out / "model.onnx"),
+        "largest score difference": f"{parity['worst_score']:.1e} of the scale (allowed {TOLERANCE:.0e})",
+        "golden pictures": str(len(golden)),
+        "verdicts flipped": "0",
+    }
+
+
+def near_threshold(engine: Engine, intake: Intake, source: Any, threshold: float) -> list[Golden]:
+    """A good picture disturbed until its score stands as close below and above the threshold as 8 or 16 bits allow.
+
+    A block in the middle is faded into its negative; the fading is bisected. Empty when no fading crosses.
+    """
+    picture = decode(source, intake.max_mpx)
+    white = intake.white or 255
+    disturbed = picture.copy()
+    rows, columns = (slice(n // 4, max(n // 4 + 1, n // 2)) for n in picture.shape[:2])
+    disturbed[rows, columns] = white - np.minimum(disturbed[rows, columns], white)
+
+    def faded(share: float) -> np.ndarray:
+        return np.rint(picture + share * (disturbed.astype(np.float64) - picture)).astype(picture.dtype)
+
+    def score(share: float) -> float:
+        return _one(engine(intake(faded(share))[0][None])).score
+
+    low, high = 0.0, 1.0
+    if not score(low) <= threshold < score(high):
+        return []
+    for _ in range(12):
+        middle = (low + high) / 2
+        low, high = (low, middle) if score(middle) > threshold else (middle, high)
+    return [Golden(f"{where}-threshold.png", _png(faded(share))) for where, share in (("below", low), ("above", high))]
+
+
+def _one(found: Prediction) -> Prediction:
+    return Prediction(found.map[0], float(found.score[0]))
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    import io
+
+    from PIL import Image
+
+    # Pillow writes 16 bits in grey only, and a disturbed picture need not keep its colours to be a test.
+    grey = pixels if pixels.ndim == 2 else pixels[..., 0]
+    buffer = io.BytesIO()
+    Image.fromarray(grey if pixels.dtype == np.uint16 else pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _Head(detector: Any) -> Any:
+    import torch
+
+    class Head(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.detector = detector
+
+        def forward(self, feats: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+            return tuple(self.detector.head(feats))
+
+    return Head()
+
+
+def _joined(backbone: Any, head: Any, names: Sequence[str]) -> Any:
+    from onnx import compose
+
+    backbone = compose.add_prefix(backbone, "backbone/", rename_inputs=False, rename_outputs=False)
+    head.ir_version = backbone.ir_version
+    return compose.merge_models(backbone, head, io_map=[(name, name) for name in names])
+
+
+def _strip(graph: Any) -> None:
+    """The exporter notes source lines and paths of the machine in every node: not for the customer."""
+    for node in graph.graph.node:
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*graph.graph.value_info, *graph.graph.input, *graph.graph.output, *graph.graph.initializer):
+        del value.metadata_props[:]
+        value.doc_string = ""
+    del graph.graph.metadata_props[:]
+    del graph.metadata_props[:]
+    graph.graph.name, graph.doc_string, graph.graph.doc_string = "flawmap", "", ""
+
+
+def entries_of(golden: Sequence[Golden]) -> Mapping[str, bytes]:
+    return {f"golden/{picture.name}": picture.content for picture in golden}

@@ -1,0 +1,391 @@
+"""Fit: good pictures in, a calibrated bundle out. Stages that leave their result on disk, so that a run can go on.
+
+data -> features -> begin, train, end -> calibration -> bundle -> report. A stage whose result is there is not repeated.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from flawmap.detectors import create
+from flawmap.detectors.base import Detector
+from flawmap.errors import CalibrationError, DataError, UsageError
+from flawmap.images import folder as _folder
+from flawmap.images.decode import Intake, decode
+from flawmap.images.split import folds as _folds
+from flawmap.images.split import split
+from flawmap.run import export
+from flawmap.run.bundle import Bundle
+from flawmap.run.engine import OnnxEngine, TorchEngine
+from flawmap.run.feed import Feed
+from flawmap.run.model import Model
+from flawmap.run.progress import progress, say
+from flawmap.run.recipe import Log, Recipe, digest, environment, new_folder, same, unfinished, write_csv, write_json
+from flawmap.run.train import train
+from flawmap.types import Sample
+from flawmap.verdict.calibration import Calibration, least_parts
+
+GOLDEN_BYTES = 2**21  # a larger picture is not carried along in the bundle
+KEPT_MAPS = 12  # of the calibration, for the report: the strangest and the most usual
+
+
+def fit(
+    source: Any,
+    method: str = "patchcore",
+    *,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    false_alarm: float | None = None,
+    held_out: float = 0.2,
+    folds: int = 5,
+    out: str | Path = "runs",
+    part_pattern: str | None = None,
+    skip_bad: bool = False,
+    device: str = "auto",
+    resume: bool | str | Path = False,
+    name: str = "",
+) -> Model:
+    """A calibrated model from good pictures: a folder, a list (.csv, .jsonl), files or arrays.
+
+    Of a data set with train and test, only the good pictures of train are used. `resume` goes on with the newest
+    unfinished run of the same recipe, or with the run folder it names. The run's folder is `model.run`. `name` is what
+    the pictures are called where `source` is no path.
+    """
+    if not 0 < held_out < 1 or folds < 2:
+        raise UsageError("held_out is a share between 0 and 1, folds are at least 2")
+    detector = create(method, {"seed": seed, **(options or {})})
+    samples = [s for s in _folder.find(source, part_pattern=part_pattern) if s.split == "train" and s.good]
+    if not samples:
+        raise DataError(f"{source}: no good pictures to fit on")
+    say(f"checking {len(samples)} pictures")
+    samples, left_out = _folder.check(samples, skip_bad=skip_bad)
+    recipe = Recipe(
+        data=name or (str(source) if isinstance(source, (str, Path)) else "pictures"),
+        data_sha256=digest(samples),
+        method=method,
+        options=asdict(detector.config),
+        seed=seed,
+        held_out=held_out,
+        folds=folds,
+        false_alarm=false_alarm,
+        device=_device(device),
+    )
+    run = _run_folder(Path(out), recipe, resume)
+    return Fitting(run, recipe, detector, samples, left_out).go()
+
+
+class Calibrated(NamedTuple):
+    """What a model said of a good picture that it had not seen."""
+
+    sample: Sample
+    score: float
+    peak: float
+
+
+class Fitting:
+    """One fit on its way through the stages. `work` holds their results until the bundle is written."""
+
+    def __init__(
+        self,
+        run: Path,
+        recipe: Recipe,
+        detector: Detector,
+        samples: Sequence[Sample],
+        left_out: Sequence[tuple[str, str]],
+    ) -> None:
+        self.run, self.recipe, self.detector = run, recipe, detector.to(recipe.device)
+        self.samples, self.left_out = samples, left_out
+        self.hashes = [_folder.sha256(sample) for sample in samples]
+        self.work = run / "work"
+        self.work.mkdir(exist_ok=True)
+        self.log = Log(run / "train.jsonl")
+        self.roles = self._roles()
+        self.calibrated: list[Calibrated] = []
+
+    def go(self) -> Model:
+        begun = time.monotonic()
+        self._write_data()
+        size = self.detector.config.size
+        self.intake = Intake.fit((s.source for s in self.samples), (size, size))
+        self.feed = Feed(self.detector, self.samples, self.intake, self.work / "features", self.recipe.device)
+        if note := self.detector.memory_note(len(self.samples)):
+            say(note)
+        with self._stage("features"):
+            self.feed.prepare(self.detector)
+        rows = [i for i, role in enumerate(self.roles) if role == "fit"]
+        with self._stage("fit"):
+            self._learn(self.detector, rows, self.work / "model.safetensors")
+        with self._stage("calibration"):
+            calibration = self._calibrate()
+        with self._stage("bundle"):
+            bundle = self._bundle(calibration)
+        model = Model(bundle)
+        model.run = self.run
+        from flawmap.run.show import fit_report
+
+        with self._stage("report"):
+            fit_report(model, self)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        self.log.add(event="end", seconds=round(time.monotonic() - begun, 2), peak_mb=round(peak))
+        bundle.write(self.run / "bundle.flaw")
+        bundle.origin = str(self.run / "bundle.flaw")
+        shutil.rmtree(self.work)
+        return model
+
+    def _roles(self) -> list[str]:
+        """fit or calibration, by part; every picture is both where the method cross-fits and parts are few."""
+        parts = {s.part for s in self.samples}
+        self.crossed = self._crosses(len(parts))
+        if self.crossed or len(parts) < 2:
+            count = len(parts) if self.crossed else 0
+        else:
+            _, held = split(self.samples, (1 - self.recipe.held_out, self.recipe.held_out), self.recipe.seed)
+            count = len({s.part for s in held})
+        if self.recipe.false_alarm is not None and least_parts(self.recipe.false_alarm) > count:
+            least = f"{100 / (count + 1):.1f} %" if count else "nothing"
+            raise CalibrationError(
+                f"{count} good parts for calibration cannot promise {self.recipe.false_alarm:.2%} false alarms: the "
+                f"least they can promise is {least} on average; that target takes {least_parts(self.recipe.false_alarm)}"
+            )
+        if self.crossed or len(parts) < 2:
+            return ["fit"] * len(self.samples)
+        held_names = {s.name for s in held}
+        return ["calibration" if s.name in held_names else "fit" for s in self.samples]
+
+    def _crosses(self, parts: int) -> bool:
+        target = self.recipe.false_alarm or 0.01
+        return self.detector.cross_fits and parts > 1 and int(parts * self.recipe.held_out) < least_parts(target)
+
+    def _write_data(self) -> None:
+        if (self.run / "data.jsonl").exists():
+            return
+        role = "fit and calibration (cross-fitted)"
+        rows = [
+            {"name": s.name, "sha256": digest, "part": s.part, "role": role if self.crossed else r}
+            for s, digest, r in zip(self.samples, self.hashes, self.roles, strict=True)
+        ]
+        rows += [{"name": name, "left_out": reason} for name, reason in self.left_out]
+        temporary = self.run / ".data.jsonl.new"
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        temporary.replace(self.run / "data.jsonl")
+
+    def _learn(self, detector: Detector, rows: Sequence[int], result: Path) -> None:
+        """begin, the steps, end; the result is the detector's state."""
+        import torch
+        from safetensors.torch import load_file, save_file
+
+        if result.exists():
+            detector.load_state_dict(load_file(result))
+            return
+        checkpoint = result.with_suffix(".checkpoint")
+        if not checkpoint.exists():
+            torch.manual_seed(self.recipe.seed)
+            with torch.no_grad():
+                detector.begin(self.feed.one_pass(rows))
+        if detector.config.steps:
+            array = np.array(rows)
+            with progress("training", detector.config.steps) as tick:
+                train(
+                    detector,
+                    lambda places: self.feed.batch(array[places]),
+                    len(rows),
+                    seed=self.recipe.seed,
+                    batch_size=8,
+                    checkpoint=checkpoint,
+                    log=self.log,
+                    tick=tick,
+                )
+        if detector.needs_end:
+            with torch.no_grad():
+                detector.end(self.feed.one_pass(rows))
+        temporary = result.with_suffix(".new")
+        save_file({key: value.contiguous() for key, value in detector.state_dict().items()}, temporary)
+        temporary.replace(result)
+
+    def _calibrate(self) -> Calibration | None:
+        if self.crossed:
+            rows, found = list(range(len(self.samples))), self._cross_fitted()
+        else:
+            rows = [i for i, role in enumerate(self.roles) if role == "calibration"]
+            found = self._scores(self.detector, rows, self.work / "calibration") if rows else {}
+        if not found:
+            say("one good part only: the model is not calibrated and gives no verdict")
+            return None
+        engine = TorchEngine(self.detector, self.recipe.device).name
+        self.calibrated = [Calibrated(self.samples[i], *found[i]) for i in rows]
+        write_csv(
+            self.run / "calibration.csv",
+            ["name", "part", "score", "peak"],
+            [[c.sample.name, c.sample.part, repr(c.score), repr(c.peak)] for c in self.calibrated],
+        )
+        return Calibration.from_good(
+            [c.sample.part for c in self.calibrated],
+            [c.score for c in self.calibrated],
+            [c.peak for c in self.calibrated],
+            false_alarm=self.recipe.false_alarm,
+            cross_fitted=self.crossed,
+            data_sha256=self.recipe.data_sha256,
+            engine=engine,
+            created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        )
+
+    def _cross_fitted(self) -> dict[int, tuple[float, float]]:
+        """Every part scored by a detector that was fitted without it."""
+        parts = len({s.part for s in self.samples})
+        groups = _folds(self.samples, min(self.recipe.folds, parts), self.recipe.seed)
+        found: dict[int, tuple[float, float]] = {}
+        with progress("calibration", len(groups)) as tick:
+            for number, group in enumerate(groups):
+                names = {s.name for s in group}
+                inside = [i for i, s in enumerate(self.samples) if s.name not in names]
+                outside = [i for i, s in enumerate(self.samples) if s.name in names]
+                result = self.work / f"fold{number}"
+                if not result.with_suffix(".json").exists():
+                    fold = create(self.recipe.method, dict(self.recipe.options), pretrained=False).to(
+                        self.recipe.device
+                    )
+                    self._learn(fold, inside, result.with_suffix(".safetensors"))
+                    self._scores(fold, outside, result)
+                    result.with_suffix(".safetensors").unlink()
+                found |= self._scores(self.detector, outside, result)
+                tick(number + 1)
+        return found
+
+    def _scores(self, detector: Detector, rows: Sequence[int], result: Path) -> dict[int, tuple[float, float]]:
+        """Score and map peak by row; kept on disk, with the maps of the strangest and the most usual pictures."""
+        file = result.with_suffix(".json")
+        if not file.exists():
+            scores: dict[int, tuple[float, float]] = {}
+            maps: dict[int, np.ndarray] = {}
+            for row, found in self.feed.predict(detector, rows):
+                scores[row] = (float(found.score), float(found.map.max()))
+                maps[row] = found.map.astype(np.float16)
+                if len(maps) > 2 * KEPT_MAPS:
+                    order = sorted(maps, key=lambda r: scores[r][0])
+                    kept = order[: KEPT_MAPS // 2] + order[-KEPT_MAPS:]
+                    maps = {r: maps[r] for r in kept}
+            rows_kept = np.array(list(maps))
+            np.savez(result.with_suffix(".npz"), rows=rows_kept, maps=np.stack(list(maps.values())))
+            write_json(file, scores)
+        return {int(row): (pair[0], pair[1]) for row, pair in json.loads(file.read_text()).items()}
+
+    def kept_maps(self) -> dict[str, np.ndarray]:
+        """Maps by picture name: of the strangest and the most usual of the calibration."""
+        maps = {}
+        for path in self.work.glob("*.npz"):
+            with np.load(path, allow_pickle=False) as file:
+                maps |= {self.samples[row].name: map for row, map in zip(file["rows"], file["maps"], strict=True)}
+        return maps
+
+    def _bundle(self, calibration: Calibration | None) -> Bundle:
+        from safetensors.torch import save
+
+        detector = self.detector.to("cpu").eval()
+        graph = export.to_onnx(detector)
+        trained, exported = TorchEngine(detector), OnnxEngine(graph)
+        golden = self._golden(exported, calibration)
+        parity = export.gate(trained, exported, self.intake, golden, calibration)
+        self.parity = parity
+        config = {
+            "method": self.recipe.method,
+            "title": detector.title,
+            "paper": detector.paper,
+            "options": self.recipe.options,
+            "intake": self.intake.to_dict(),
+            "map_typical": float(np.median([c.peak for c in self.calibrated])) if self.calibrated else 0.0,
+            "backbone_sha256": getattr(getattr(detector, "backbone", None), "sha256", ""),
+            "backbone_origin": getattr(getattr(detector, "backbone", None), "origin", ""),
+            "recipe": asdict(self.recipe),
+            "environment": environment(),
+            "parity": {key: value for key, value in parity.items() if key != "pictures"},
+        }
+        files = {
+            "model.onnx": graph,
+            "weights.safetensors": save({k: v.contiguous() for k, v in detector.state_dict().items()}),
+            "config.json": json.dumps(config, indent=1).encode(),
+            "data.jsonl": (self.run / "data.jsonl").read_bytes(),
+            "golden.json": json.dumps(parity["pictures"], indent=1).encode(),
+            **export.entries_of(golden),
+        }
+        if calibration:
+            files["calibration.json"] = json.dumps(calibration.to_dict(), indent=1).encode()
+        files["card.md"] = _card(config, calibration, len(self.samples)).encode()
+        return Bundle(files, str(self.run / "bundle.flaw"))
+
+    def _golden(self, engine: OnnxEngine, calibration: Calibration | None) -> list[export.Golden]:
+        """A few pictures as they came, and two that were made to stand next to the threshold."""
+        order = sorted(range(len(self.samples)), key=lambda i: self.hashes[i])
+        golden: list[export.Golden] = []
+        for i in order:
+            source = self.samples[i].source
+            content = export._png(decode(source)) if isinstance(source, np.ndarray) else Path(source).read_bytes()
+            if len(content) <= GOLDEN_BYTES and len(golden) < 3:
+                suffix = ".png" if isinstance(source, np.ndarray) else Path(source).suffix.lower()
+                golden.append(export.Golden(f"good-{len(golden)}{suffix}", content))
+        if calibration:
+            for i in order[:3]:
+                near = export.near_threshold(engine, self.intake, self.samples[i].source, calibration.threshold)
+                if near:
+                    golden += [g for g in near if len(g.content) <= GOLDEN_BYTES]
+                    break
+        return golden
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[None]:
+        begun = time.monotonic()
+        self.log.add(event="start", stage=name)
+        yield
+        self.log.add(event="done", stage=name, seconds=round(time.monotonic() - begun, 2))
+
+
+def _run_folder(root: Path, recipe: Recipe, resume: bool | str | Path) -> Path:
+    run = None
+    if isinstance(resume, (str, Path)):
+        run = Path(resume)
+        if not same(run / "recipe.toml", recipe):
+            raise UsageError(f"{run}: no run of this recipe (method, options, seed and pictures must be the same)")
+        if (run / "bundle.flaw").exists():
+            raise UsageError(f"{run}: this run is finished; its bundle is {run / 'bundle.flaw'}")
+    elif resume:
+        run = unfinished(root, recipe)
+        say(f"going on with {run}" if run else "no unfinished run of this recipe: starting a new one")
+    if run is None:
+        run = new_folder(root, recipe)
+        write_json(run / "env.json", environment())
+        recipe.write(run / "recipe.toml")
+    return run
+
+
+def _device(device: str) -> str:
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda: torch sees no GPU here")
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"no device {device!r}; there are: auto, cpu, cuda")
+    return device
+
+
+def _card(config: Mapping[str, Any], calibration: Calibration | None, pictures: int) -> str:
+    promise = calibration.sentence if calibration else "Not calibrated: gives scores and maps, never a verdict."
+    lines = [f"- {key}: {value}" for key, value in config["options"].items()]
+    return (
+        f"# {config['title']} on {pictures} good pictures\n\n{promise}\n\n"
+        f"Method: {config['title']}, {config['paper']}\n"
+        f"Backbone weights: {config['backbone_origin']}, SHA-256 {config['backbone_sha256']}\n"
+        f"Pictures: SHA-256 {config['recipe']['data_sha256']} over names, parts and contents\n"
+        f"Parity of torch and ONNX: scores within {config['parity']['worst_score']:.1e} of their scale\n\n"
+        "## Options\n\n" + "\n".join(lines) + "\n"
+    )

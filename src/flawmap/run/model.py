@@ -1,0 +1,116 @@
+"""A model as the line uses it: a bundle, an engine, and what they say of a part. Only the engine torch needs torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flawmap.errors import BundleError, CalibrationError, UsageError
+from flawmap.images.decode import Intake
+from flawmap.run.bundle import Bundle, read
+from flawmap.run.engine import Engine, OnnxEngine, TorchEngine
+from flawmap.types import Inspection, Region
+from flawmap.verdict.calibration import Calibration
+from flawmap.verdict.regions import regions
+
+if TYPE_CHECKING:
+    from flawmap.images.decode import Source
+
+
+class Model:
+    """Inspects pictures with a bundle.
+
+    engine  "onnx" (ONNX Runtime, the default) or "torch" (needs the extra `train`)
+    """
+
+    run: Path | None = None  # the folder of the fit that made it
+
+    def __init__(self, bundle: Bundle, engine: str = "onnx") -> None:
+        self.bundle = bundle
+        config = bundle.config
+        try:
+            self.method: str = config["method"]
+            self.intake = Intake.from_dict(config["intake"])
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"{bundle.origin}: config.json lacks {error}; fit again") from error
+        self.calibration = None
+        if "calibration.json" in bundle.files:
+            self.calibration = Calibration.from_dict(bundle.json("calibration.json"))
+        self.engine: Engine = self._engine(engine)
+
+    def _engine(self, name: str) -> Engine:
+        if name == "onnx":
+            return OnnxEngine(self.bundle.files["model.onnx"])
+        if name == "torch":
+            return TorchEngine.from_bundle(self.bundle.config, self.bundle.files["weights.safetensors"])
+        raise UsageError(f"no engine {name!r}; there are: onnx, torch")
+
+    def inspect(self, picture: Source, *, name: str = "", part: str = "") -> Inspection:
+        """One picture of one part: a file, its bytes, or an array (H, W[, 3]) of uint8 or uint16.
+
+        DataError when the picture cannot be judged; CalibrationError when parts need several views.
+        """
+        return self.inspect_part([picture], names=[name] if name else None, part=part)
+
+    def inspect_part(
+        self, views: Sequence[Source], *, names: Sequence[str] | None = None, part: str = ""
+    ) -> Inspection:
+        """All views of one part: its score is the largest of theirs, and there is one verdict."""
+        if not views:
+            raise UsageError("a part without a picture cannot be judged")
+        if names is None:
+            names = [str(v) if isinstance(v, (str, Path)) else f"view {i}" for i, v in enumerate(views)]
+        scores, maps = zip(*(self.predict(view) for view in views), strict=True)
+        score, calibration = max(scores), self.calibration
+        if not np.isfinite(scores).all():
+            raise CalibrationError(f"{names[0]}: the score is not a number, so no verdict can be given")
+        found: list[tuple[Region, ...]] = [()] * len(views)
+        if calibration:
+            found = [regions(map, calibration.map_threshold) for map in maps]
+        return Inspection(
+            names=tuple(names),
+            part=part or names[0],
+            score=score,
+            scores=scores,
+            maps=maps,
+            regions=tuple(found),
+            verdict=calibration.verdict(scores) if calibration else None,
+            p_value=calibration.p_value(score) if calibration else None,
+            threshold=calibration.threshold if calibration else None,
+        )
+
+    def predict(self, picture: Source) -> tuple[float, np.ndarray]:
+        """Score, and the map in the size of the picture as given: (H, W) float32."""
+        image, size = self.intake(picture)
+        map_BHW, score_B = self.engine(image[None])
+        return float(score_B[0]), enlarge(map_BHW[0], size)
+
+    def save(self, path: str | Path) -> Path:
+        """Writes the bundle, whole or not at all."""
+        return self.bundle.write(Path(path))
+
+    @property
+    def card(self) -> str:
+        """What the model is and promises, as Markdown."""
+        return self.bundle.files["card.md"].decode()
+
+    def __repr__(self) -> str:
+        promise = self.calibration.sentence if self.calibration else "not calibrated: gives no verdict"
+        return f"<flawmap model {self.method}, {self.bundle.origin}: {promise}>"
+
+
+def load(path: str | Path, engine: str = "onnx") -> Model:
+    """A model from a bundle (a .flaw file or a folder). BundleError when it is damaged or was changed."""
+    return Model(read(Path(path)), engine)
+
+
+def enlarge(map: Any, size: tuple[int, int]) -> np.ndarray:
+    """A map (h, w) in another size, bilinear."""
+    from PIL import Image
+
+    if map.shape == size:
+        return map
+    return np.asarray(Image.fromarray(map).resize((size[1], size[0]), Image.Resampling.BILINEAR))

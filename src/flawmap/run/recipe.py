@@ -1,0 +1,164 @@
+"""A run: one fit with its recipe, its log and its folder. The recipe says all that decides the outcome."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import time
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from flawmap.errors import DataError, UsageError
+from flawmap.images.folder import sha256
+from flawmap.types import Sample
+
+
+@dataclass(frozen=True)
+class Recipe:
+    data: str  # where the pictures come from, as given
+    data_sha256: str  # over names, parts and contents of all pictures that were used
+    method: str = "patchcore"
+    options: Mapping[str, Any] = field(default_factory=dict)  # all options of the method, defaults written out
+    seed: int = 0
+    held_out: float = 0.2  # share of the parts that fitting does not see, where the method does not cross-fit
+    folds: int = 5  # of cross-fitting
+    false_alarm: float | None = None  # None: max(1 %, 1 / (parts + 1))
+    device: str = "cpu"
+
+    def write(self, path: Path) -> None:
+        values = {key: value for key, value in asdict(self).items() if value is not None}
+        options = values.pop("options")
+        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
+        lines += ["", "[options]", *(f"{key} = {json.dumps(value)}" for key, value in options.items()), ""]
+        _replace(path, "\n".join(lines))
+
+    @classmethod
+    def read(cls, path: Path) -> Recipe:
+        try:
+            values = tomllib.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: not a recipe ({error})") from error
+        known = {f.name for f in fields(cls)}
+        if strays := values.keys() - known:
+            raise DataError(f"{path}: unknown {', '.join(sorted(strays))}; a recipe has: {', '.join(sorted(known))}")
+        return cls(**values)
+
+
+class Log:
+    """One JSON object a line, appended and flushed: what was done, when, and how long it took."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        _drop_torn_line(path)
+
+    def add(self, **entry: Any) -> None:
+        self.many([entry])
+
+    def many(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        now = round(time.time(), 3)
+        with self.path.open("a") as file:
+            file.write("".join(json.dumps({"time": now, **entry}) + "\n" for entry in entries))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def entries(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+
+def new_folder(root: Path, recipe: Recipe) -> Path:
+    """runs/<method>/<dataset>/<category>/<time>-s<seed>, and `latest` beside it pointing to it."""
+    source = Path(recipe.data).resolve()
+    name = source.stem if source.suffix else source.name
+    parent = root / recipe.method / (source.parent.name or "data") / (name or "data")
+    stem = time.strftime("%Y%m%d-%H%M%S") + f"-s{recipe.seed}"
+    for number in range(1, 1000):
+        folder = parent / (stem if number == 1 else f"{stem}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+    else:
+        raise UsageError(f"{parent}: no free folder for a run")
+    link = parent / f".latest-{os.getpid()}"
+    try:
+        link.symlink_to(folder.name)
+        os.replace(link, parent / "latest")
+    except OSError:
+        link.unlink(missing_ok=True)  # a file system without links: the name has the time
+    return folder
+
+
+def unfinished(root: Path, recipe: Recipe) -> Path | None:
+    """The newest run of the same recipe that has no bundle yet."""
+    for path in sorted(root.glob(f"{recipe.method}/**/recipe.toml"), reverse=True):
+        if not (path.parent / "bundle.flaw").exists() and not path.parent.is_symlink() and same(path, recipe):
+            return path.parent
+    return None
+
+
+def same(path: Path, recipe: Recipe) -> bool:
+    try:
+        return _plain(Recipe.read(path)) == _plain(recipe)
+    except DataError:
+        return False
+
+
+def environment() -> dict[str, Any]:
+    """Versions that decide numbers, and the machine."""
+    packages = ["flawmap", "numpy", "scipy", "pillow", "onnxruntime", "torch", "timm", "onnx", "safetensors"]
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cores": os.cpu_count(),
+        "packages": versions,
+    }
+
+
+def digest(samples: Iterable[Sample]) -> str:
+    """SHA-256 over names, parts and contents: the same for the same pictures in any order."""
+    rows = sorted(f"{s.name}\0{s.part}\0{sha256(s)}" for s in samples)
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def write_json(path: Path, values: Any) -> None:
+    _replace(path, json.dumps(values, indent=1, default=str))
+
+
+def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    buffer = io.StringIO()
+    table = csv.writer(buffer, lineterminator="\n")
+    table.writerow(head)
+    table.writerows(rows)
+    _replace(path, buffer.getvalue())
+
+
+def _plain(recipe: Recipe) -> Any:
+    return json.loads(json.dumps(asdict(recipe)))
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _drop_torn_line(path: Path) -> None:
+    """A run that was killed while writing leaves half a line: it never counted, since its work is done again."""
+    if path.exists() and not (content := path.read_bytes()).endswith(b"\n") and content:
+        path.write_bytes(content[: content.rfind(b"\n") + 1])
