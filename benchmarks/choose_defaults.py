@@ -10,9 +10,6 @@ B images  H W pixels  h w patch grid  P patches  M memory  D embedding
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -70,7 +67,9 @@ def _paste(image: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> tu
 
 def _stain(image: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Darker, brighter or of another colour, with a soft edge."""
-    return _blob(rng, rng.uniform(1, 5)) * rng.uniform(0.1, 0.6), np.broadcast_to(_tint(image, rng, 0.5) / 2, image.shape)
+    return _blob(rng, rng.uniform(1, 5)) * rng.uniform(0.1, 0.6), np.broadcast_to(
+        _tint(image, rng, 0.5) / 2, image.shape
+    )
 
 
 def _scratch(image: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -103,7 +102,11 @@ def _disturb(image: np.ndarray, other: np.ndarray, rng: np.random.Generator) -> 
 
 def _blob(rng: np.random.Generator, soft_px: float) -> np.ndarray:
     """A wobbly ellipse of 0.1 % to 5 % of the picture, 1 inside and 0 outside."""
-    area, ratio, angle = np.exp(rng.uniform(np.log(1e-3), np.log(5e-2))), np.exp(rng.uniform(0, 1)), rng.uniform(0, np.pi)
+    area, ratio, angle = (
+        np.exp(rng.uniform(np.log(1e-3), np.log(5e-2))),
+        np.exp(rng.uniform(0, 1)),
+        rng.uniform(0, np.pi),
+    )
     y, x = np.mgrid[:SIZE, :SIZE] - (rng.uniform(0.08, 0.92, 2) * SIZE)[:, None, None]
     u, v = (np.cos(angle) * x + np.sin(angle) * y) / ratio**0.5, (np.cos(angle) * y - np.sin(angle) * x) * ratio**0.5
     theta, phase = np.arctan2(v, u), rng.uniform(0, 2 * np.pi, 3)
@@ -156,7 +159,9 @@ def features(root: Path, name: str) -> Category:
     found = []
     for images in (fit, held):
         rows = [run(np.ascontiguousarray(image.transpose(2, 0, 1))[None]) for image in images]
-        found.append({s: torch.from_numpy(np.concatenate(f)) for s, f in zip(STAGES, zip(*rows, strict=True), strict=True)})
+        found.append(
+            {s: torch.from_numpy(np.concatenate(f)) for s, f in zip(STAGES, zip(*rows, strict=True), strict=True)}
+        )
     return Category(name, found[0], found[1], mask)
 
 
@@ -185,7 +190,10 @@ class Reading:
 
 def joined(feats: dict[int, Tensor], memory: Memory) -> list[Tensor]:
     """The stages asked for, none with a finer grid than the patches'."""
-    return [F.adaptive_avg_pool2d(f, memory.grid) if f.shape[-1] > memory.grid else f for f in (feats[s] for s in memory.stages)]
+    return [
+        F.adaptive_avg_pool2d(f, memory.grid) if f.shape[-1] > memory.grid else f
+        for f in (feats[s] for s in memory.stages)
+    ]
 
 
 def scales(fit: list[Tensor], memory: Memory) -> list[Tensor]:
@@ -244,7 +252,15 @@ def fused(near: list[Tensor]) -> Tensor:
     if len(near) == 1:
         return near[0]
     g = max(int(x.shape[1] ** 0.5) for x in near)
-    return torch.stack([F.interpolate(x.unflatten(1, (int(x.shape[1] ** 0.5),) * 2)[:, None], (g, g), mode="bilinear")[:, 0].flatten(1) / x.median() for x in near]).mean(0)
+    return torch.stack(
+        [
+            F.interpolate(x.unflatten(1, (int(x.shape[1] ** 0.5),) * 2)[:, None], (g, g), mode="bilinear")[
+                :, 0
+            ].flatten(1)
+            / x.median()
+            for x in near
+        ]
+    ).mean(0)
 
 
 def shift(enlarge: Enlarge, n: int) -> None:
@@ -255,6 +271,7 @@ def shift(enlarge: Enlarge, n: int) -> None:
     m[torch.arange(SIZE), lo] = 1 - (u - lo)
     m[torch.arange(SIZE), lo + 1] = u - lo
     from scipy.ndimage import gaussian_filter1d
+
     m = torch.from_numpy(gaussian_filter1d(m.numpy(), 4.0, axis=0, mode="reflect", truncate=4.0)).float()
     enlarge.rows_Hh, enlarge.columns_wW = m, m.T.contiguous()
 
@@ -265,3 +282,78 @@ def metrics(maps: np.ndarray, scores: np.ndarray, mask: np.ndarray) -> dict[str,
     for map, truth, bad in zip(maps, mask, defective, strict=True):
         pixels.add(map, truth, good=not bad)
     return {"i_auroc": auroc(scores, defective), **{key: pixels.result()[key] for key in METRICS[1:]}}
+
+
+# ---- SimpleNet
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What is trained, and how; the noise is in units of the features' deviation."""
+
+    noise: float = 0.3
+    stages: tuple[int, ...] = (2, 3)
+    standardise: bool = True
+    width: int = 0
+    hidden: int = 256
+    rate: float = 1.0  # learning rates, times those of the paper's code
+    rows: int = 8192  # patches of a step, out of 8 pictures
+    sigma_px: float = 4.0
+    margin: float = 0.5
+    seed: int = 0
+
+
+class Fewer(SimpleNet):
+    """Trained on some of a batch's patches only."""
+
+    rows: int = 8192
+
+    def _standard(self, feats: tuple[Tensor, ...]) -> Tensor:
+        patch_ND = super()._standard(feats)
+        return patch_ND[torch.randperm(len(patch_ND))[: self.rows]] if self.training else patch_ND
+
+
+def train_heads(
+    category: Category, heads: Heads, checks: tuple[int, ...]
+) -> Iterator[tuple[int, float, dict[str, float]]]:
+    """Steps, seconds a step and figures at every number of steps asked for."""
+    fit = [category.fit[s] for s in heads.stages]
+    held = [category.held[s] for s in heads.stages]
+    noise = (
+        heads.noise
+        if heads.standardise
+        else heads.noise * float(to_patches(embed(fit, 3)).std(dim=0).square().mean().sqrt())
+    )
+    config = SimpleNet.Config(stages=heads.stages, noise=noise, standardise=heads.standardise, width=heads.width,
+                              hidden=heads.hidden, sigma_px=heads.sigma_px, margin=heads.margin, seed=heads.seed)  # fmt: skip
+    net = Fewer(config, pretrained=False)
+    net.rows = heads.rows
+    with torch.no_grad():
+        net.begin([Batch(features=tuple(fit))])
+    optimisers = [o for o, _ in net.optimisers(1)]
+    for group in (g for o in optimisers for g in o.param_groups):
+        group["lr"] *= heads.rate
+    torch.manual_seed(heads.seed)
+    spent = 0.0
+    for step in range(max(checks)):
+        begun = time.perf_counter()
+        net.train()
+        rows = draw(len(fit[0]), 8, step, heads.seed)
+        loss, _ = net.loss(Batch(features=tuple(f[rows] for f in fit)))
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        loss.backward()
+        for optimiser in optimisers:
+            optimiser.step()
+        spent += time.perf_counter() - begun
+        if step + 1 in checks:
+            net.eval()
+            with torch.inference_mode():
+                parts = [net.head(tuple(f[i : i + 8] for f in held)) for i in range(0, len(category.mask), 8)]
+            maps = torch.cat([p.map for p in parts]).numpy()
+            raw = metrics(maps, torch.cat([p.score for p in parts]).numpy(), category.mask)
+            yield (
+                step + 1,
+                spent / (step + 1),
+                raw | {"i_auroc_map": auroc(maps.max(axis=(1, 2)), category.mask.any(axis=(1, 2)))},
+            )

@@ -31,7 +31,7 @@ THUMBNAIL_PX = 256  # longer side of a picture on the page
 MAX_PICTURES = 60
 MAX_PICTURE_BYTES = 8_000_000  # of all pictures together as base64, so that the page stays below 10 MB
 METRICS = (
-    ("i_auroc", "Image AUROC", "chance that a defective part scores above a good one"),
+    ("i_auroc", "Image AUROC", "chance that a defective picture scores above a good one"),
     ("i_ap", "Image AP", "average precision of the score"),
     ("p_auroc", "Pixel AUROC", "the same chance for single pixels"),
     ("p_ap", "Pixel AP", "average precision of the map"),

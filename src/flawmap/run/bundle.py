@@ -25,7 +25,6 @@ from typing import Any
 from flawmap.errors import BundleError
 
 FORMAT = 1
-MAX_FILE_BYTES = 4 * 2**30
 MAX_FILES = 200
 _NEEDED = {"model.onnx", "config.json"}
 
@@ -40,7 +39,7 @@ class Bundle:
     def json(self, name: str) -> Any:
         try:
             return json.loads(self.files[name])
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, RecursionError) as error:
             raise BundleError(f"{self.origin}: {name} is missing or not JSON; get the bundle again") from error
 
     @property
@@ -77,7 +76,9 @@ def read(path: Path) -> Bundle:
         files = _from_folder(path) if path.is_dir() else _from_zip(path)
     except FileNotFoundError as error:
         raise BundleError(f"{path}: there is no such bundle") from error
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except BundleError:
+        raise
+    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
         raise BundleError(f"{path}: not a sound bundle ({error}); get it again") from error
     return _checked(files, str(path))
 
@@ -94,7 +95,7 @@ def _checked(files: dict[str, bytes], origin: str) -> Bundle:
     try:
         stated = json.loads(files.pop("manifest.json"))
         version, listed = stated["format"], {name: entry["sha256"] for name, entry in stated["files"].items()}
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{origin}: not a bundle of flawmap: its manifest.json is missing or damaged") from error
     if version != FORMAT:
         raise BundleError(
@@ -105,6 +106,8 @@ def _checked(files: dict[str, bytes], origin: str) -> Bundle:
     for name, content in files.items():
         if hashlib.sha256(content).hexdigest() != listed[name]:
             raise BundleError(f"{origin}: {name} was changed after the bundle was written; get the bundle again")
+    if outside := [name for name in files if name.startswith("/") or "\\" in name or ".." in name.split("/")]:
+        raise BundleError(f"{origin}: {outside[0]!r} points out of the bundle; do not use it")
     if missing := _NEEDED - files.keys():
         raise BundleError(f"{origin}: {', '.join(sorted(missing))} is missing; get the bundle again")
     return Bundle(files, origin)
@@ -112,13 +115,18 @@ def _checked(files: dict[str, bytes], origin: str) -> Bundle:
 
 def _from_zip(path: Path) -> dict[str, bytes]:
     files = {}
-    with zipfile.ZipFile(io.BytesIO(path.read_bytes())) as archive:
+    content = path.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = archive.infolist()
         if len(entries) > MAX_FILES:
             raise BundleError(f"{path}: {len(entries)} files, a bundle has at most {MAX_FILES}")
+        stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+        if not stored or sum(entry.file_size for entry in entries) > len(content):
+            # Nothing is written compressed, so what claims to hold more than its own size is no work of ours.
+            raise BundleError(f"{path}: holds compressed or overlapping files; unpack it, or get the bundle again")
         for entry in entries:
-            if entry.file_size > MAX_FILE_BYTES or entry.filename in files:
-                raise BundleError(f"{path}: {entry.filename} is too large or stands twice; get the bundle again")
+            if entry.filename in files:
+                raise BundleError(f"{path}: {entry.filename} stands twice; get the bundle again")
             files[entry.filename] = archive.read(entry)
     return files
 

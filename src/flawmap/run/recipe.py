@@ -36,14 +36,14 @@ class Recipe:
     def write(self, path: Path) -> None:
         values = {key: value for key, value in asdict(self).items() if value is not None}
         options = values.pop("options")
-        lines = [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-        lines += ["", "[options]", *(f"{key} = {json.dumps(value)}" for key, value in options.items()), ""]
+        lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
+        lines += ["", "[options]", *(f"{key} = {_toml(value)}" for key, value in options.items()), ""]
         _replace(path, "\n".join(lines))
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
         try:
-            values = tomllib.loads(path.read_text())
+            values = tomllib.loads(path.read_text(encoding="utf-8", errors="surrogateescape"))
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: not a recipe ({error})") from error
         known = {f.name for f in fields(cls)}
@@ -148,13 +148,18 @@ def write_csv(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) ->
     _replace(path, buffer.getvalue())
 
 
+def _toml(value: Any) -> str:
+    """JSON is TOML for what a recipe holds, but for surrogate pairs and the control character DEL."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
 def _plain(recipe: Recipe) -> Any:
     return json.loads(json.dumps(asdict(recipe)))
 
 
 def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
+    temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
     os.replace(temporary, path)
 
 

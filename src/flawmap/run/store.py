@@ -24,8 +24,12 @@ class FeatureStore:
     def __init__(self, folder: Path, shapes: Sequence[tuple[int, ...]], pictures: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.mark, self.pictures = folder / "done.json", pictures
-        self.stages = [_open(folder / f"stage{i}.npy", (pictures, *shape)) for i, shape in enumerate(shapes)]
         self.done: int = json.loads(self.mark.read_text())["pictures"] if self.mark.exists() else 0
+        mode = "r+" if self.done else "w+"  # without a mark, what lies there may be half a file
+        self.stages = [
+            np.lib.format.open_memmap(folder / f"stage{i}.npy", mode=mode, dtype=np.float32, shape=(pictures, *shape))
+            for i, shape in enumerate(shapes)
+        ]
 
     def fill(self, image_of: Callable[[int], np.ndarray], features: Callable, tick: Callable[[int], None]) -> None:
         """Computes what is missing. `image_of(i)` is (3, H, W); `tick(i)` is told of every picture."""
@@ -46,11 +50,3 @@ class FeatureStore:
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         return Batch(features=tuple(torch.from_numpy(np.ascontiguousarray(stage[rows])) for stage in self.stages))
-
-
-def _open(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    if path.exists():
-        stage = np.lib.format.open_memmap(path, mode="r+")
-        if stage.shape == shape:
-            return stage
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)

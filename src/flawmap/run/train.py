@@ -8,6 +8,7 @@ all; the log is only written with it, so that no logged step is ever repeated.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable
@@ -47,8 +48,9 @@ def train(
     for step in range(start, steps):
         torch.manual_seed(_mix(seed, step))
         loss, parts = detector.loss(batch_of(draw(pictures, batch_size, step, seed)))
-        if not torch.isfinite(loss):
-            raise FlawmapError(f"the loss is {float(loss)} at step {step}: check the pictures and the options")
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FlawmapError(f"the loss is {value} at step {step}: check the pictures and the options")
         for optimiser, _ in optimisers:
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -56,8 +58,8 @@ def train(
             optimiser.step()
             if schedule is not None:
                 schedule.step()
-        pending.append({"event": "step", "step": step, "loss": float(loss), **parts})
-        tick(step + 1, float(loss))
+        pending.append({"event": "step", "step": step, "loss": value, **parts})
+        tick(step + 1, value)
         if time.monotonic() - saved > CHECKPOINT_S or step + 1 == steps:
             save(detector, optimisers, step + 1, checkpoint)
             log.many(pending)
