@@ -23,7 +23,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if rest and not getattr(args, "takes_options", False):
             raise UsageError(f"unknown: {' '.join(rest)}; see flawmap {args.verb} --help")
         args.options = _options(rest)
-        return args.run(args) or 0
+        code = args.run(args) or 0
+        sys.stdout.flush()
+        return code
     except FlawmapError as error:
         print(f"flawmap: {error}", file=sys.stderr)
         return error.exit_code
@@ -40,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of stdout has gone (head, less): not an error, and Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a folder that may not be written, a full disk
+        print(f"flawmap: {error}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

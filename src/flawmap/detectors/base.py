@@ -16,6 +16,7 @@ from torch import Tensor, nn, optim
 
 from flawmap.errors import UsageError
 from flawmap.features.backbone import EMBEDDED, Backbone
+from flawmap.features.patches import Embed, grid_of
 from flawmap.types import Batch, Prediction
 
 Schedule = optim.lr_scheduler.LRScheduler
@@ -29,7 +30,7 @@ def option(default: Any, text: str) -> Any:
 
 class Detector(nn.Module):
     """
-    begin(normals)       one pass, no gradient: statistics, memory bank
+    begin(normals)       no gradient: statistics, memory bank; the pictures can be walked more than once
     optimisers(steps)    its optimisers and schedules, built by the detector
     loss(batch)          a scalar and its named parts, asked for `config.steps` times; steps is 0 when it learns nothing
     end(held_out)        one pass, no gradient: scale of the maps; asked for only where `needs_end`
@@ -95,7 +96,10 @@ class FrozenDetector(Detector):
     @dataclass(frozen=True)
     class Config(Detector.Config):
         backbone: str = option(EMBEDDED, "a model of timm; the default is embedded and needs no network")
-        stages: tuple[int, ...] = option((2, 3), "its stages: 2 is stride 8, 3 is stride 16")
+        stages: tuple[int, ...] = option((1, 2, 3), "its stages: 1 is stride 4, 2 is stride 8, 3 is stride 16")
+        stride: int = option(8, "pixels between patches: finer stages are averaged down to the grid")
+        neighbourhood: int = option(3, "patches are averaged over so many by so many (p in both papers)")
+        equalise: bool = option(True, "divide each stage by its deviation over the fitting pictures")
         weights: str = option("", "a .safetensors file with the backbone's weights")
 
     config: Config
@@ -105,11 +109,8 @@ class FrozenDetector(Detector):
         self.backbone = Backbone(
             config.backbone, config.stages, config.size, weights=config.weights, pretrained=pretrained
         )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The patch grid: that of the first stage."""
-        return self.backbone.shapes[0][1], self.backbone.shapes[0][2]
+        self.grid = grid_of(self.backbone.shapes, config.size, config.stride)
+        self.embed = Embed(self.backbone.shapes, self.grid, config.neighbourhood)
 
     def forward(self, image: Tensor) -> Prediction:
         return self.head(self.backbone(image))

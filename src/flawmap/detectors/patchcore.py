@@ -3,7 +3,8 @@
 Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022, https://arxiv.org/abs/2106.08265
 
 Departs from the paper: the default backbone is EfficientNet-Lite0 at 256 px without a crop (the paper: WideResNet-50 at
-224 px cropped from 256), and the memory holds at most 4,000 patches. Departs from the authors' code: plain means over
+224 px cropped from 256) with one finer stage, each stage divided by its deviation (docs/defaults.md), and the memory
+holds at most 4,000 patches. Departs from the authors' code: plain means over
 3 x 3 patches instead of its uneven pooling to 1024 dimensions; Euclidean distances, not squared; the re-weighting of
 equation 7, which the code leaves out; no scaling by the test set.
 
@@ -23,10 +24,11 @@ from torch import Tensor
 from flawmap.detectors.base import FrozenDetector, option
 from flawmap.errors import UsageError
 from flawmap.features.coreset import Reservoir, k_centre
-from flawmap.features.patches import Enlarge, embed, to_patches
+from flawmap.features.patches import Enlarge, to_patches
 from flawmap.types import Batch, Prediction
 
-WRN50 = "wide_resnet50_2.tv_in1k"  # timm's tag for the weights that the papers used
+# The tag is timm's for the weights that the papers used.
+PLAIN = {"backbone": "wide_resnet50_2.tv_in1k", "stages": (2, 3), "equalise": False}
 
 
 class PatchCore(FrozenDetector):
@@ -35,19 +37,18 @@ class PatchCore(FrozenDetector):
     paper = "https://arxiv.org/abs/2106.08265"
     cross_fits = True
     presets = {  # noqa: RUF012 (read only)
-        "paper": {"backbone": WRN50, "size": 224, "keep": 0.1, "most": 1_000_000, "reservoir_mb": 4096},
-        "paper-320": {"backbone": WRN50, "size": 320, "keep": 0.01, "most": 1_000_000, "reservoir_mb": 8192},
+        "paper": {**PLAIN, "size": 224, "keep": 0.1, "most": 1_000_000, "reservoir_mb": 4096},
+        "paper-320": {**PLAIN, "size": 320, "keep": 0.01, "most": 1_000_000, "reservoir_mb": 8192},
     }
 
     @dataclass(frozen=True)
     class Config(FrozenDetector.Config):
-        neighbourhood: int = option(3, "patches are averaged over so many by so many (p, section 3.1)")
         keep: float = option(0.1, "fraction of the patches that the memory keeps (section 3.2)")
         most: int = option(4000, "and at most so many")
         neighbours: int = option(9, "K of the re-weighted image score (equation 7); 1 turns re-weighting off")
         projection: int = option(128, "dimensions of the random projection in the coreset search (section 3.2)")
         reservoir_mb: int = option(
-            256, "memory for the patches that the coreset is chosen from; beyond it, a random sample"
+            32, "memory for the patches that the coreset is chosen from; beyond it, a random sample"
         )
         sigma_px: float = option(4.0, "Gaussian smoothing of the map (section 3.3)")
         seed: int = option(0, "of the reservoir and the coreset")
@@ -60,15 +61,17 @@ class PatchCore(FrozenDetector):
         if not 0 < config.keep <= 1 or config.most < 1 or config.neighbours < 1 or config.neighbourhood % 2 == 0:
             raise UsageError("patchcore: keep in (0, 1], most >= 1, neighbours >= 1, neighbourhood odd")
         super().__init__(config, pretrained=pretrained)
-        self.dim = sum(shape[0] for shape in self.backbone.shapes)
+        self.dim = self.embed.dim
         self.enlarge = Enlarge(self.grid, (config.size, config.size), config.sigma_px)
         self.register_buffer("memory_MD", torch.empty(0, self.dim))
         self.register_buffer("company_MK", torch.empty(0, 0, dtype=torch.long))  # nearest in memory, itself first
 
     def begin(self, normals: Iterable[Batch]) -> None:
+        if self.config.equalise:
+            self.embed.measure(normals)
         reservoir = Reservoir(self._room(), self.config.seed)
         for batch in normals:
-            reservoir.add(to_patches(embed(batch.features or (), self.config.neighbourhood)))
+            reservoir.add(to_patches(self.embed(batch.features or ())))
         patch_ND = reservoir.rows()
         kept = max(1, min(int(self.config.keep * reservoir.seen), self.config.most))
         row_M = k_centre(patch_ND, kept, seed=self.config.seed, projection=self.config.projection)
@@ -76,7 +79,7 @@ class PatchCore(FrozenDetector):
         self.company_MK = _company(self.memory_MD, min(self.config.neighbours, len(row_M)))
 
     def head(self, feats: tuple[Tensor, ...]) -> Prediction:
-        patch_BPD = embed(feats, self.config.neighbourhood).flatten(2).transpose(1, 2)
+        patch_BPD = self.embed(feats).flatten(2).transpose(1, 2)
         near_BP, index_BP = nearest(patch_BPD, self.memory_MD)
         return Prediction(self.enlarge(near_BP.unflatten(1, self.grid)), self._score(patch_BPD, near_BP, index_BP))
 
@@ -125,9 +128,12 @@ def nearest(patch_BPD: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor]:
 
 def _company(memory_MD: Tensor, neighbours: int) -> Tensor:
     """For every row of the memory its nearest rows, itself first (N_b of equation 7): (M, K)."""
-    rows = []
-    for part_LD, first in zip(memory_MD.split(1024), range(0, len(memory_MD), 1024), strict=True):
-        gap_LM = torch.cdist(part_LD, memory_MD, compute_mode="donot_use_mm_for_euclid_dist")
-        gap_LM[torch.arange(len(part_LD)), torch.arange(first, first + len(part_LD))] = -1.0
-        rows.append(gap_LM.topk(neighbours, largest=False).indices)
-    return torch.cat(rows)
+    row_MD = memory_MD.double()  # expanded norms need the digits
+    norm_M = row_MD.square().sum(dim=1)
+    found = []
+    for first in range(0, len(row_MD), 1024):
+        part_LD = row_MD[first : first + 1024]
+        gap_LM = norm_M - 2 * (part_LD @ row_MD.T)
+        gap_LM[torch.arange(len(part_LD)), torch.arange(first, first + len(part_LD))] = -torch.inf
+        found.append(gap_LM.topk(neighbours, largest=False).indices)
+    return torch.cat(found)

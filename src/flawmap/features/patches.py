@@ -5,25 +5,66 @@ B images  C channels of a stage  D channels of all stages  h w patch grid  H W p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from flawmap.types import Batch
 
-def embed(feats: Sequence[Tensor], neighbourhood: int) -> Tensor:
-    """Locally aware patch features (PatchCore section 3.1, SimpleNet section 3.1): (B, D, h, w).
 
-    Each stage is averaged over its neighbourhood x neighbourhood patches (zeros beyond the border count, as in both
-    papers' code), resized to the grid of the first stage, and joined.
+class Embed(nn.Module):
+    """Locally aware patch features (PatchCore section 3.1, SimpleNet section 3.1): feature maps -> (B, D, h, w).
+
+    Stages finer than the grid are averaged down to it, each stage is averaged over its neighbourhood x neighbourhood
+    patches (zeros beyond the border count, as in both papers' code), coarser ones are resized, and all are joined.
+
+    Stages differ in scale by what their last layer happens to put out. `measure` finds each stage's deviation over good
+    pictures, by which it is then divided, so that every stage weighs the same in a distance.
     """
-    pooled = [F.avg_pool2d(feat, neighbourhood, 1, neighbourhood // 2, count_include_pad=True) for feat in feats]
-    grid = tuple(int(n) for n in pooled[0].shape[-2:])
-    resized = [
-        p if p.shape[-2:] == grid else F.interpolate(p, grid, mode="bilinear", align_corners=False) for p in pooled
-    ]
-    return torch.cat(resized, dim=1)
+
+    scale_S: Tensor
+
+    def __init__(self, shapes: Sequence[tuple[int, ...]], grid: tuple[int, int], neighbourhood: int) -> None:
+        super().__init__()
+        self.grid, self.neighbourhood = grid, neighbourhood
+        self.dim = sum(shape[0] for shape in shapes)
+        self.register_buffer("scale_S", torch.ones(len(shapes)))
+
+    def measure(self, normals: Iterable[Batch]) -> None:
+        """Sets the scales: the root of each stage's summed channel variances."""
+        count = 0
+        total = [torch.zeros((), device=self.scale_S.device)] * len(self.scale_S)
+        square = [torch.zeros((), device=self.scale_S.device)] * len(self.scale_S)
+        for batch in normals:
+            feats = self._pooled(batch.features or ())
+            for stage, feat in enumerate(feats):
+                total[stage] = total[stage] + feat.mean(dim=(2, 3)).double().sum(dim=0)
+                square[stage] = square[stage] + feat.square().mean(dim=(2, 3)).double().sum(dim=0)
+            count += len(feats[0])
+        variance = [(q / count - (t / count).square()).clamp(min=0).sum() for q, t in zip(square, total, strict=True)]
+        # A stage that never moves says nothing of good parts: leave its scale rather than blow it up.
+        self.scale_S = torch.stack([v.sqrt() if v > 1e-12 else torch.ones_like(v) for v in variance]).to(self.scale_S)
+
+    def forward(self, feats: Sequence[Tensor]) -> Tensor:
+        """One (B, C, h, w) a stage -> (B, D, h, w)."""
+        grown = [feat / self.scale_S[stage] for stage, feat in enumerate(self._pooled(feats))]
+        return torch.cat([feat if feat.shape[-2:] == self.grid else self._resized(feat) for feat in grown], dim=1)
+
+    def _resized(self, feat: Tensor) -> Tensor:
+        return F.interpolate(feat, self.grid, mode="bilinear", align_corners=False)
+
+    def _pooled(self, feats: Sequence[Tensor]) -> list[Tensor]:
+        n = self.neighbourhood
+        fine = [feat if feat.shape[-1] <= self.grid[1] else F.adaptive_avg_pool2d(feat, self.grid) for feat in feats]
+        return [F.avg_pool2d(feat, n, 1, n // 2, count_include_pad=True) for feat in fine]
+
+
+def grid_of(shapes: Sequence[tuple[int, ...]], size: int, stride: int) -> tuple[int, int]:
+    """The patch grid: that of the finest stage whose patches stand at least `stride` pixels apart."""
+    grids = sorted({(shape[1], shape[2]) for shape in shapes}, reverse=True)
+    return next((grid for grid in grids if size >= stride * grid[0]), grids[-1])
 
 
 def to_patches(feat_BDhw: Tensor) -> Tensor:

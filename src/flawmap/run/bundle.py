@@ -84,17 +84,18 @@ def read(path: Path) -> Bundle:
 
 
 def manifest(files: Mapping[str, bytes]) -> bytes:
-    listed = {
-        name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
-        for name, content in sorted(files.items())
-    }
+    listed = {name: _entry(content) for name, content in sorted(files.items())}
     return json.dumps({"format": FORMAT, "files": listed}, indent=1).encode()
+
+
+def _entry(content: bytes) -> dict[str, Any]:
+    return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
 
 def _checked(files: dict[str, bytes], origin: str) -> Bundle:
     try:
         stated = json.loads(files.pop("manifest.json"))
-        version, listed = stated["format"], {name: entry["sha256"] for name, entry in stated["files"].items()}
+        version, listed = stated["format"], dict(stated["files"].items())
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{origin}: not a bundle of flawmap: its manifest.json is missing or damaged") from error
     if version != FORMAT:
@@ -104,7 +105,7 @@ def _checked(files: dict[str, bytes], origin: str) -> Bundle:
     if strays := sorted(listed.keys() ^ files.keys()):
         raise BundleError(f"{origin}: manifest and content differ in {', '.join(strays)}; get the bundle again")
     for name, content in files.items():
-        if hashlib.sha256(content).hexdigest() != listed[name]:
+        if listed[name] != _entry(content):
             raise BundleError(f"{origin}: {name} was changed after the bundle was written; get the bundle again")
     if outside := [name for name in files if name.startswith("/") or "\\" in name or ".." in name.split("/")]:
         raise BundleError(f"{origin}: {outside[0]!r} points out of the bundle; do not use it")

@@ -130,10 +130,12 @@ def calibrate(
         created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )
     config = {**model.bundle.config, "map_typical": float(np.median([f.peak for f in found]))}
+    golden = [{**entry, "nok": entry["score"] > calibration.threshold} for entry in model.bundle.json("golden.json")]
     card = model.card.split("\n\n", 2)
     files = {
         "calibration.json": json.dumps(calibration.to_dict(), indent=1).encode(),
         "config.json": json.dumps(config, indent=1).encode(),
+        "golden.json": json.dumps(golden, indent=1).encode(),
         "card.md": "\n\n".join([card[0], calibration.sentence, *card[2:]]).encode(),
     }
     return Model(model.bundle.replace(files))

@@ -144,7 +144,7 @@ def near_threshold(engine: Engine, intake: Intake, source: Any, threshold: float
     low, high = 0.0, 1.0
     if not score(low) <= threshold < score(high):
         return []
-    for _ in range(12):
+    for _ in range(16):
         middle = (low + high) / 2
         low, high = (low, middle) if score(middle) > threshold else (middle, high)
     return [Golden(f"{where}-threshold.png", _png(faded(share))) for where, share in (("below", low), ("above", high))]

@@ -69,6 +69,8 @@ def fit(
         raise DataError(f"{source}: no good pictures to fit on")
     say(f"checking {len(samples)} pictures")
     samples, left_out = _folder.check(samples, skip_bad=skip_bad)
+    for picture, reason in left_out:
+        say(f"left out: {picture}: {reason}")
     recipe = Recipe(
         data=name or (str(source) if isinstance(source, (str, Path)) else "pictures"),
         data_sha256=digest(samples),
@@ -80,8 +82,8 @@ def fit(
         false_alarm=false_alarm,
         device=_device(device),
     )
-    run = _run_folder(Path(out), recipe, resume)
-    return Fitting(run, recipe, detector, samples, left_out).go()
+    fitting = Fitting(recipe, detector, samples, left_out)
+    return fitting.go(_run_folder(Path(out), recipe, resume))
 
 
 class Calibrated(NamedTuple):
@@ -93,30 +95,32 @@ class Calibrated(NamedTuple):
 
 
 class Fitting:
-    """One fit on its way through the stages. `work` holds their results until the bundle is written."""
+    """One fit on its way through the stages. `work` holds their results until the bundle is written.
+
+    What cannot be fitted as asked is refused before there is a run.
+    """
 
     def __init__(
         self,
-        run: Path,
         recipe: Recipe,
         detector: Detector,
         samples: Sequence[Sample],
         left_out: Sequence[tuple[str, str]],
     ) -> None:
-        self.run, self.recipe, self.detector = run, recipe, detector.to(recipe.device)
+        self.recipe, self.detector = recipe, detector.to(recipe.device)
         self.samples, self.left_out = samples, left_out
         self.hashes = [_folder.sha256(sample) for sample in samples]
-        self.work = run / "work"
-        self.work.mkdir(exist_ok=True)
-        self.log = Log(run / "train.jsonl")
         self.roles = self._roles()
+        size = detector.config.size
+        self.intake = Intake.fit((s.source for s in samples), (size, size))
         self.calibrated: list[Calibrated] = []
 
-    def go(self) -> Model:
+    def go(self, run: Path) -> Model:
         begun = time.monotonic()
+        self.run, self.work = run, run / "work"
+        self.work.mkdir(exist_ok=True)
+        self.log = Log(run / "train.jsonl")
         self._write_data()
-        size = self.detector.config.size
-        self.intake = Intake.fit((s.source for s in self.samples), (size, size))
         self.feed = Feed(self.detector, self.samples, self.intake, self.work / "features", self.recipe.device)
         if note := self.detector.memory_note(len(self.samples)):
             say(note)
@@ -155,7 +159,7 @@ class Fitting:
             least = f"{100 / (count + 1):.1f} %" if count else "nothing"
             raise CalibrationError(
                 f"{count} good parts for calibration cannot promise {self.recipe.false_alarm:.2%} false alarms: the "
-                f"least they can promise is {least} on average; that target takes {least_parts(self.recipe.false_alarm)}"
+                f"least they can promise is {least} on average; it takes {least_parts(self.recipe.false_alarm)}"
             )
         if self.crossed or len(parts) < 2:
             return ["fit"] * len(self.samples)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ def _parts(sources: Sequence[str], part_pattern: str | None) -> dict[str, list[S
     several = len(sources) > 1
     for source in sources:
         for sample in find(source, part_pattern=part_pattern, kind=None):
-            alone = sample.part == sample.name
-            key = str(sample.source) if several and alone else sample.part
-            parts.setdefault(key, []).append(sample)
+            name = str(sample.source) if several else sample.name
+            part = name if sample.part == sample.name else sample.part
+            parts.setdefault(part, []).append(replace(sample, name=name, part=part))
     return parts
 
 
@@ -87,7 +88,7 @@ def _entry(found: Inspection) -> dict[str, Any]:
 
 def _keep(model: Model, found: Inspection, views: Sequence[Sample], overlay: Path | None, maps: Path | None) -> None:
     for sample, map in zip(views, found.maps, strict=True):
-        stem = Path(sample.name).with_suffix("").as_posix().replace("/", "_")
+        stem = Path(sample.name).with_suffix("").as_posix().lstrip("/").replace("/", "_")
         if maps is not None:
             maps.mkdir(parents=True, exist_ok=True)
             np.save(maps / f"{stem}.npy", map, allow_pickle=False)

@@ -64,9 +64,10 @@ class Model:
         if names is None:
             names = [str(v) if isinstance(v, (str, Path)) else f"view {i}" for i, v in enumerate(views)]
         scores, maps = zip(*(self.predict(view) for view in views), strict=True)
+        for name, score, map in zip(names, scores, maps, strict=True):
+            if not (np.isfinite(score) and np.isfinite(map).all()):
+                raise CalibrationError(f"{name}: the score or the map is not a number, so no verdict can be given")
         score, calibration = max(scores), self.calibration
-        if not np.isfinite(scores).all():
-            raise CalibrationError(f"{names[0]}: the score is not a number, so no verdict can be given")
         found: list[tuple[Region, ...]] = [()] * len(views)
         if calibration:
             found = [regions(map, calibration.map_threshold) for map in maps]

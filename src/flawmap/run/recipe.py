@@ -47,8 +47,8 @@ class Recipe:
         except (OSError, ValueError) as error:
             raise DataError(f"{path}: not a recipe ({error})") from error
         known = {f.name for f in fields(cls)}
-        if strays := values.keys() - known:
-            raise DataError(f"{path}: unknown {', '.join(sorted(strays))}; a recipe has: {', '.join(sorted(known))}")
+        if wrong := (values.keys() - known) | ({"data", "data_sha256"} - values.keys()):
+            raise DataError(f"{path}: unknown or missing {', '.join(sorted(wrong))}; known: {', '.join(sorted(known))}")
         return cls(**values)
 
 
