@@ -44,7 +44,7 @@ from flawmap.verdict.metrics import PixelMetrics, auroc
 FIT, HELD, DEFECTS = 60, 24, 2  # pictures that fit, that are held out, and defective versions of each of those
 STAGES = (1, 2, 3)
 NAMES = (
-    "mvtec/bottle", "magnetic_tile/magnetic_tile", "elpv/mono", "deeppcb/pcb_group20085", "glassfiber/glassfiber",
+    "mvtec/bottle", "elpv/mono", "magnetic_tile/magnetic_tile", "deeppcb/pcb_group20085", "glassfiber/glassfiber",
     "aitex/fabric_02", "aws_lookout/cookie", "bsdata/ball_screw", "dagm/class8",
 )  # fmt: skip
 METRICS = {"i_auroc": "I-AUROC", "p_auroc": "P-AUROC", "p_ap": "P-AP", "pro": "PRO"}
@@ -87,9 +87,9 @@ PATCHCORE = {
     "every stage to mean norm 1": Variant(PLAIN, 4, "stage norm"),
 }
 SIMPLENET = {
-    "stages 1, 2, 3, equalised": Variant({}, 6),
-    "noise 0.3": Variant({"noise": 0.3}, 3),
-    "noise 0.8": Variant({"noise": 0.8}, 3),
+    "stages 1, 2, 3, equalised": Variant({}, 2),
+    "noise 0.3": Variant({"noise": 0.3}, 2),
+    "noise 0.8": Variant({"noise": 0.8}, 2),
     "rate 2e-4": Variant({"rate": 2e-4}, 1),
     "hidden 128": Variant({"hidden": 128}, 1),
     "hidden 1024": Variant({"hidden": 1024}, 1),
@@ -155,20 +155,22 @@ def judge(detector: FrozenDetector, category: Category) -> Figures:
     with torch.inference_mode():
         found = [detector.head(tuple(f[i : i + 8] for f in held)) for i in range(0, len(category.mask), 8)]
     maps, scores = torch.cat([p.map for p in found]).numpy(), torch.cat([p.score for p in found]).numpy()
-    pixels, defective = PixelMetrics(), category.mask.any(axis=(1, 2))
+    pixels, defective = PixelMetrics(), np.asarray(category.mask.any(axis=(1, 2)))
     for map, truth, bad in zip(maps, category.mask, defective, strict=True):
         pixels.add(map, truth, good=not bad)
     result = pixels.result() | {"i_auroc": auroc(scores, defective), "fit_s": spent}
-    return {key: result[key] for key in (*METRICS, "fit_s")} | {"map": auroc(maps.max(axis=(1, 2)), defective) or 0.0}
+    return {key: result[key] for key in (*METRICS, "fit_s")} | {
+        "map": auroc(np.asarray(maps.max(axis=(1, 2))), defective) or 0.0
+    }
 
 
 def learn(detector: FrozenDetector, fit: tuple[Tensor, ...]) -> None:
     """The driver's loop, without its checkpoints."""
     seed = getattr(detector.config, "seed", 0)
-    optimisers = [optimiser for optimiser, _ in detector.optimisers(detector.config.steps)]
+    optimisers = [optimiser for optimiser, _ in detector.optimisers(detector.steps)]
     torch.manual_seed(seed)
     detector.train()
-    for step in range(detector.config.steps):
+    for step in range(detector.steps):
         rows = draw(len(fit[0]), 8, step, seed)
         loss, _ = detector.loss(Batch(features=tuple(f[rows] for f in fit)))
         for optimiser in optimisers:
@@ -193,7 +195,7 @@ def table(rows: dict[str, dict[str, Figures]]) -> Iterator[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--methods", nargs="+", default=["patchcore", "simplenet"])
     parser.add_argument("--most-categories", type=int, default=len(NAMES))
     asked = parser.parse_args()
@@ -201,19 +203,19 @@ def main() -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     print(time.strftime("%Y-%m-%d"), f"{platform.machine()}, {os.cpu_count()} cores, commit {commit}\n", sep=", ")
     again = dict(list(PATCHCORE.items())[:4])
-    jobs = [("patchcore", PatchCore, 0, PATCHCORE), ("patchcore", PatchCore, 1, again)]
-    jobs.append(("simplenet", SimpleNet, 0, SIMPLENET))
-    for method, kind, seed, variants in jobs:
-        if method not in asked.methods:
+    for kind, seed, variants in ((PatchCore, 0, PATCHCORE), (PatchCore, 1, again), (SimpleNet, 0, SIMPLENET)):
+        if kind.name not in asked.methods:
             continue
         rows: dict[str, dict[str, Figures]] = {name: {} for name in variants}
         for index, place in enumerate(NAMES[: asked.most_categories]):
             tried = {name: v for name, v in variants.items() if index < v.categories}
-            category = features(root, place, seed) if tried else None
+            if not tried:
+                break
+            category = features(root, place, seed)
             for name, variant in tried.items():
                 detector = kind(kind.configure(variant.options), pretrained=False)
                 rows[name][place] = judge(detector, scaled(category, variant.scale))
-        print(f"\n{method}, draw {seed}\n", *table(rows), sep="\n", flush=True)
+        print(f"\n{kind.title}, draw {seed}\n", *table(rows), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
 python benchmarks/promise.py [--repeats 10] [--categories mvtec/bottle ...]
 
-patchcore   the whole road, each time: half of the parts are fitted and cross-fitted, the threshold is set by them alone,
-            and the other half is judged. The memory holds 1,000 patches here, to make many repeats possible
+patchcore   the whole road, each time: half of the parts are fitted and cross-fitted, they alone set the
+            threshold, and the other half is judged. The memory holds 1,000 patches here, to make many repeats possible
 simplenet   trained once on half of the parts; the scores of the other half are split 1,000 times into calibration and
             unseen: with one split and no refit the promise rests on exchangeability alone
 
@@ -164,7 +164,8 @@ def figure(points: Sequence[tuple[str, float, float, float, float]]) -> str:
         return left + rate / most * (width - left - 20)
 
     out = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        'font-family="sans-serif" font-size="12">',
         f'<rect width="{width}" height="{height}" fill="#fff"/>',
     ]
     for tick in np.arange(0, most, 0.02 if most < 0.2 else 0.05):
@@ -177,8 +178,8 @@ def figure(points: Sequence[tuple[str, float, float, float, float]]) -> str:
         out.append(f'<path d="M{x(low):.1f} {y}H{x(high):.1f}" stroke="#b4530a" stroke-width="1.5"/>')
         out.append(f'<circle cx="{x(realised):.1f}" cy="{y}" r="4" fill="#b4530a"/>')
     out.append(
-        f'<text x="{left}" y="{height - 2}" fill="#444">false alarms: promised on average (bar), realised on unseen good '
-        "parts (dot, 95 % interval)</text></svg>"
+        f'<text x="{left}" y="{height - 2}" fill="#444">false alarms: promised on average (bar), realised on unseen '
+        "good parts (dot, 95 % interval)</text></svg>"
     )
     return "\n".join(out)
 

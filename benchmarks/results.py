@@ -84,15 +84,16 @@ def page(found: Sequence[dict[str, Any]]) -> str:
         "# Results",
         "",
         "Made by `python benchmarks/results.py`; every row fits on `train/good` and judges all of `test` once.",
-        f"Dates {', '.join(dates)}; commits {', '.join(commits)}; {os.cpu_count()} cores, no GPU, Python "
-        f"{platform.python_version()}, ONNX Runtime {onnxruntime.__version__}.",
+        f"Dates {', '.join(dates)}; commits {', '.join(commits)}; {os.cpu_count()} cores, no GPU, "
+        f"Python {platform.python_version()}, ONNX Runtime {onnxruntime.__version__}.",
         "",
-        "Protocol `plain`: pictures squashed to 256 px, no crop; maps brought to the picture's own size; labels from the "
-        "folder; masks as given; the last step of training; defaults of `docs/defaults.md`, the same for all categories. "
+        "Protocol `plain`: pictures squashed to 256 px, no crop; maps brought to the picture's own size; labels from "
+        "the folder; masks as given; the last step of training; defaults of "
+        "`docs/defaults.md`, the same for every category. "
         "I-AUROC counts pictures. PRO is MVTec's official rule to 30 % false positives. Mean ± sd over seeds.",
         "",
-        "False alarms and escapes count parts at the threshold that the good training parts alone decided; *promised* is "
-        "the false-alarm rate on average that their number supports. `—` is undefined or not run.",
+        "False alarms and escapes count parts at the threshold that the good training parts alone decided; *promised* "
+        "is the false-alarm rate on average that their number supports. `—` is undefined or not run.",
     ]
     for method in dict.fromkeys(row["method"] for row in found):
         lines += ["", f"## {method}", "", *_table([row for row in found if row["method"] == method])]

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit codes: 0 ok, 1 error, 2 usage, 3 data, 4 a gate failed, 130 interrupted."""
     parser = _parser()
     try:
-        args, rest = parser.parse_known_args(argv)
+        args, rest = parser.parse_known_args(_tied(parser, sys.argv[1:] if argv is None else argv))
         if rest and not getattr(args, "takes_options", False):
             raise UsageError(f"unknown: {' '.join(rest)}; see flawmap {args.verb} --help")
         args.options = _options(rest)
@@ -105,7 +105,8 @@ def _fit(verbs: Any) -> None:
     verb.add_argument("--folds", type=int, default=5, help="of cross-fitting, when parts are few: 5")
     verb.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where runs go; default: runs")
     verb.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    verb.add_argument("--resume", nargs="?", const=True, default=False, metavar="RUN", help="go on with a stopped run")
+    verb.add_argument("--resume", action="store_true", help="go on with the newest stopped run of the same recipe")
+    verb.add_argument("--resume-run", type=Path, metavar="DIR", help="go on with this run")
     _about_data(verb)
     verb.set_defaults(takes_options=True)
 
@@ -126,7 +127,7 @@ def _run_fit(args: argparse.Namespace) -> None:
         part_pattern=args.part_pattern,
         skip_bad=args.skip_bad,
         device=args.device,
-        resume=args.resume,
+        resume=args.resume_run or args.resume,
     )
     found = {"bundle": str(model.bundle.origin), "report": str(Path(model.bundle.origin).with_name("report.html"))}
     if args.save:
@@ -286,19 +287,30 @@ def _run_list(args: argparse.Namespace) -> None:
         print(f"  --preset {name:<9} {', '.join(f'{key} {value}' for key, value in values.items())}")
 
 
+def _tied(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
+    """After `fit`, `--keep 0.1 DATA` becomes `--keep=0.1 DATA`: argparse would take the value of a flag that it does
+    not know, a method's option, for DATA. All options of methods take a value."""
+    verbs = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    known = verbs.choices["fit"]._option_string_actions
+    tied, left = list(words[:1]), list(words[1:])
+    if tied != ["fit"]:
+        return list(words)
+    while left:
+        word = left.pop(0)
+        alone = word.startswith("--") and len(word) > 2 and "=" not in word and word not in known
+        tied.append(f"{word}={left.pop(0)}" if alone and left else word)
+    return tied
+
+
 def _options(rest: Sequence[str]) -> dict[str, str]:
-    """--name value and --name=value of a method's options."""
+    """--name=value of a method's options."""
     options: dict[str, str] = {}
-    words = list(rest)
-    while words:
-        word = words.pop(0)
+    for word in rest:
+        name, equals, value = word.removeprefix("--").partition("=")
         if not word.startswith("--"):
             raise UsageError(f"unexpected {word!r}: options of the method are --NAME VALUE")
-        name, equals, value = word[2:].partition("=")
         if not equals:
-            if not words:
-                raise UsageError(f"option --{name} needs a value")
-            value = words.pop(0)
+            raise UsageError(f"option {word} needs a value")
         options[name.replace("-", "_")] = value
     return options
 

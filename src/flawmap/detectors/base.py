@@ -32,7 +32,7 @@ class Detector(nn.Module):
     """
     begin(normals)       no gradient: statistics, memory bank; the pictures can be walked more than once
     optimisers(steps)    its optimisers and schedules, built by the detector
-    loss(batch)          a scalar and its named parts, asked for `config.steps` times; steps is 0 when it learns nothing
+    loss(batch)          a scalar and its named parts, asked for `steps` times; steps is 0 when it learns nothing
     end(held_out)        one pass, no gradient: scale of the maps; asked for only where `needs_end`
     forward(image)       (B, 3, H, W) in [0, 1] -> Prediction(map (B, H, W), score (B,)); the same lines in training,
                          bundle and ONNX
@@ -49,13 +49,16 @@ class Detector(nn.Module):
     @dataclass(frozen=True)
     class Config:
         size: int = option(256, "pictures are resized to a square of so many pixels")
-        steps: int = option(0, "steps of training")
 
     config: Config
 
     def __init__(self, config: Config, *, pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
+
+    @property
+    def steps(self) -> int:
+        return getattr(self.config, "steps", 0)
 
     def begin(self, normals: Iterable[Batch]) -> None:
         """Nothing, unless the method has something to remember."""

@@ -71,6 +71,8 @@ def export(module: torch.nn.Module, arguments: tuple, path: Path, inputs: list[s
 
 def _on_device(backbone: Backbone, device: str) -> Callable[[np.ndarray], Features]:
     backbone = backbone.to(device)
+    # Ten-bit products would move the scores by more than the parity gate allows.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
     @torch.inference_mode()
     def features(image_B3HW: np.ndarray) -> Features:

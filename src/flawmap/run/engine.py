@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flawmap.errors import BundleError
+from flawmap.errors import BundleError, UsageError
 from flawmap.types import Prediction
 
 MAX_GRAPH_BYTES = 2**31 - 1  # what one ONNX file without external data can hold
@@ -34,7 +34,7 @@ class OnnxEngine:
         if len(graph) > MAX_GRAPH_BYTES:
             raise BundleError(f"model.onnx has {len(graph)} bytes, more than one file may hold")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or int(os.environ.get("FLAWMAP_THREADS", "0"))
+        options.intra_op_num_threads = threads or _threads()
         options.log_severity_level = 3
         try:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
@@ -44,6 +44,14 @@ class OnnxEngine:
 
     def __call__(self, image_B3HW: np.ndarray) -> Prediction:
         return Prediction(*self._session.run(["map", "score"], {"image": image_B3HW}))
+
+
+def _threads() -> int:
+    """FLAWMAP_THREADS, or 0: as many as the machine has cores."""
+    stated = os.environ.get("FLAWMAP_THREADS", "0")
+    if not stated.isdecimal():
+        raise UsageError(f"FLAWMAP_THREADS is {stated!r}: give a number of threads, or 0 for one a core")
+    return int(stated)
 
 
 class TorchEngine:

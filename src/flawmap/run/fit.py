@@ -6,12 +6,12 @@ data -> features -> begin, train, end -> calibration -> bundle -> report. A stag
 from __future__ import annotations
 
 import json
-import resource
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +30,20 @@ from flawmap.run.engine import OnnxEngine, TorchEngine
 from flawmap.run.feed import Feed
 from flawmap.run.model import Model
 from flawmap.run.progress import progress, say
-from flawmap.run.recipe import Log, Recipe, digest, environment, new_folder, same, unfinished, write_csv, write_json
+from flawmap.run.recipe import (
+    Log,
+    Recipe,
+    digest,
+    environment,
+    new_folder,
+    peak_mb,
+    same,
+    unfinished,
+    write_csv,
+    write_json,
+)
 from flawmap.run.train import train
-from flawmap.types import Sample
+from flawmap.types import Prediction, Sample
 from flawmap.verdict.calibration import Calibration, least_parts
 
 GOLDEN_BYTES = 2**21  # a larger picture is not carried along in the bundle
@@ -129,6 +140,8 @@ class Fitting:
         rows = [i for i, role in enumerate(self.roles) if role == "fit"]
         with self._stage("fit"):
             self._learn(self.detector, rows, self.work / "model.safetensors")
+        with self._stage("graph"):
+            self._export()
         with self._stage("calibration"):
             calibration = self._calibrate()
         with self._stage("bundle"):
@@ -139,8 +152,7 @@ class Fitting:
 
         with self._stage("report"):
             fit_report(model, self)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        self.log.add(event="end", seconds=round(time.monotonic() - begun, 2), peak_mb=round(peak))
+        self.log.add(event="end", seconds=round(time.monotonic() - begun, 2), peak_mb=peak_mb())
         bundle.write(self.run / "bundle.flaw")
         bundle.origin = str(self.run / "bundle.flaw")
         shutil.rmtree(self.work)
@@ -196,9 +208,9 @@ class Fitting:
             torch.manual_seed(self.recipe.seed)
             with torch.no_grad():
                 detector.begin(self.feed.one_pass(rows))
-        if detector.config.steps:
+        if detector.steps:
             array = np.array(rows)
-            with progress("training", detector.config.steps) as tick:
+            with progress("training", detector.steps) as tick:
                 train(
                     detector,
                     lambda places: self.feed.batch(array[places]),
@@ -218,14 +230,14 @@ class Fitting:
 
     def _calibrate(self) -> Calibration | None:
         if self.crossed:
-            rows, found = list(range(len(self.samples))), self._cross_fitted()
+            engine, rows = TorchEngine(self.detector, self.recipe.device).name, list(range(len(self.samples)))
+            found = self._cross_fitted()
         else:
-            rows = [i for i, role in enumerate(self.roles) if role == "calibration"]
-            found = self._scores(self.detector, rows, self.work / "calibration") if rows else {}
+            engine, rows = self.exported.name, [i for i, role in enumerate(self.roles) if role == "calibration"]
+            found = self._scores(lambda: self._judged(rows), self.work / "calibration") if rows else {}
         if not found:
             say("one good part only: the model is not calibrated and gives no verdict")
             return None
-        engine = TorchEngine(self.detector, self.recipe.device).name
         self.calibrated = [Calibrated(self.samples[i], *found[i]) for i in rows]
         write_csv(
             self.run / "calibration.csv",
@@ -255,23 +267,43 @@ class Fitting:
                 outside = [i for i, s in enumerate(self.samples) if s.name in names]
                 result = self.work / f"fold{number}"
                 if not result.with_suffix(".json").exists():
-                    fold = create(self.recipe.method, dict(self.recipe.options), pretrained=False).to(
-                        self.recipe.device
-                    )
+                    fold = create(self.recipe.method, dict(self.recipe.options), pretrained=False)
+                    fold = fold.to(self.recipe.device)
                     self._learn(fold, inside, result.with_suffix(".safetensors"))
-                    self._scores(fold, outside, result)
+                    self._scores(partial(self.feed.predict, fold, outside), result)
                     result.with_suffix(".safetensors").unlink()
-                found |= self._scores(self.detector, outside, result)
+                found |= self._scores(list, result)
                 tick(number + 1)
         return found
 
-    def _scores(self, detector: Detector, rows: Sequence[int], result: Path) -> dict[int, tuple[float, float]]:
+    def _export(self) -> None:
+        """The graph that will judge, in the engine that will judge."""
+        self.detector = self.detector.to("cpu").eval()
+        file = self.work / "model.onnx"
+        if not file.exists():
+            temporary = file.with_suffix(".new")
+            temporary.write_bytes(export.to_onnx(self.detector))
+            temporary.replace(file)
+        self.graph = file.read_bytes()
+        self.exported = OnnxEngine(self.graph)
+
+    def _judged(self, rows: Sequence[int]) -> Iterator[tuple[int, Prediction]]:
+        """Row and prediction of single pictures, by the engine that will judge at the line."""
+        with progress("calibration", len(rows)) as tick:
+            for number, row in enumerate(rows):
+                found = self.exported(self.feed.image(row)[None])
+                yield row, Prediction(found.map[0], float(found.score[0]))
+                tick(number + 1)
+
+    def _scores(
+        self, predictions: Callable[[], Iterable[tuple[int, Prediction]]], result: Path
+    ) -> dict[int, tuple[float, float]]:
         """Score and map peak by row; kept on disk, with the maps of the strangest and the most usual pictures."""
         file = result.with_suffix(".json")
         if not file.exists():
             scores: dict[int, tuple[float, float]] = {}
             maps: dict[int, np.ndarray] = {}
-            for row, found in self.feed.predict(detector, rows):
+            for row, found in predictions():
                 scores[row] = (float(found.score), float(found.map.max()))
                 maps[row] = found.map.astype(np.float16)
                 if len(maps) > 2 * KEPT_MAPS:
@@ -294,27 +326,25 @@ class Fitting:
     def _bundle(self, calibration: Calibration | None) -> Bundle:
         from safetensors.torch import save
 
-        detector = self.detector.to("cpu").eval()
-        graph = export.to_onnx(detector)
-        trained, exported = TorchEngine(detector), OnnxEngine(graph)
-        golden = self._golden(exported, calibration)
-        parity = export.gate(trained, exported, self.intake, golden, calibration)
-        self.parity = parity
+        detector = self.detector
+        golden = self._golden(self.exported, calibration)
+        parity = export.gate(TorchEngine(detector), self.exported, self.intake, golden, calibration)
+        peaks = [c.peak for c in self.calibrated] or [picture["peak"] for picture in parity["pictures"]]
         config = {
             "method": self.recipe.method,
             "title": detector.title,
             "paper": detector.paper,
             "options": self.recipe.options,
             "intake": self.intake.to_dict(),
-            "map_typical": float(np.median([c.peak for c in self.calibrated])) if self.calibrated else 0.0,
+            "map_typical": float(np.median(peaks)) if peaks else 0.0,
             "backbone_sha256": getattr(getattr(detector, "backbone", None), "sha256", ""),
             "backbone_origin": getattr(getattr(detector, "backbone", None), "origin", ""),
-            "recipe": asdict(self.recipe),
+            "recipe": {**asdict(self.recipe), "data": Path(self.recipe.data).name},
             "environment": environment(),
             "parity": {key: value for key, value in parity.items() if key != "pictures"},
         }
         files = {
-            "model.onnx": graph,
+            "model.onnx": self.graph,
             "weights.safetensors": save({k: v.contiguous() for k, v in detector.state_dict().items()}),
             "config.json": json.dumps(config, indent=1).encode(),
             "data.jsonl": (self.run / "data.jsonl").read_bytes(),

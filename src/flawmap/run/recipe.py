@@ -9,6 +9,7 @@ import io
 import json
 import os
 import platform
+import sys
 import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -134,6 +135,16 @@ def digest(samples: Iterable[Sample]) -> str:
     """SHA-256 over names, parts and contents: the same for the same pictures in any order."""
     rows = sorted(f"{s.name}\0{s.part}\0{sha256(s)}" for s in samples)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
+
+
+def peak_mb() -> int | None:
+    """The most memory that this process held, in MiB; None where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
 def write_json(path: Path, values: Any) -> None:

@@ -104,7 +104,8 @@ def scale(model: Model) -> Scale:
     typical = float(model.bundle.config.get("map_typical", 0.0))
     if model.calibration:
         return anchored(typical, model.calibration.map_threshold)
-    return Scale(typical, typical, typical + max(abs(typical), 1.0))
+    span = max(abs(typical), 1e-6)
+    return Scale(typical - span, typical, typical + span)
 
 
 def facts(model: Model) -> list[tuple[str, list[tuple[str, Any]]]]:

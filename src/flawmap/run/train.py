@@ -39,8 +39,8 @@ def train(
     log: Log,
     tick: Callable[[int, float], None],
 ) -> None:
-    """Asks for `detector.config.steps` losses. `batch_of(rows)` gives the batch of these pictures."""
-    steps, optimisers = detector.config.steps, detector.optimisers(detector.config.steps)
+    """Asks for `detector.steps` losses. `batch_of(rows)` gives the batch of these pictures."""
+    steps, optimisers = detector.steps, detector.optimisers(detector.steps)
     start = restore(detector, optimisers, checkpoint) if checkpoint.exists() else 0
     detector.train()
     pending: list[dict[str, Any]] = []

@@ -1,0 +1,163 @@
+"""Speed as ratios, all in one run: docs/speed.md.
+
+python benchmarks/speed.py [--category mvtec/bottle]
+
+features   frozen Lite0 features, 256 px, one picture at a time: ONNX Runtime against eager torch
+coreset    4,000 of the patches of 100 pictures: ours against the plain loop that measures all rows each time
+road       fit and evaluate, each in a fresh process, beside the bare backbone's own time for the same pictures
+start      `flawmap --help`, `import flawmap`, `flawmap inspect` of one picture, beside `python -c pass`
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from results import DATA, HERE, commit
+
+PAGE = HERE.parent / "docs" / "speed.md"
+
+
+def best(work: Callable[[], object], times: int) -> float:
+    """Seconds, the least of so many."""
+    found = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - begun)
+    return min(found)
+
+
+def features() -> tuple[float, float]:
+    """Seconds a picture: ONNX Runtime, torch."""
+    from flawmap.features.backbone import EMBEDDED, Backbone
+    from flawmap.features.frozen import frozen
+
+    backbone = Backbone(EMBEDDED, (1, 2, 3), 256)
+    image = np.random.default_rng(0).random((1, 3, 256, 256), dtype=np.float32)
+    ours, tensor = frozen(backbone, 256), torch.from_numpy(image)
+    with torch.inference_mode():
+        pairs = [(best(lambda: ours(image), 3), best(lambda: backbone(tensor), 3)) for _ in range(5)]
+    return min(a for a, _ in pairs), min(b for _, b in pairs)
+
+
+def coreset(category: str) -> tuple[float, float, int]:
+    """Seconds: ours, the plain loop (from its first 100 centres), and how many patches."""
+    from flawmap.detectors import create
+    from flawmap.features.coreset import k_centre
+    from flawmap.features.frozen import frozen
+    from flawmap.features.patches import to_patches
+    from flawmap.images.decode import Intake
+    from flawmap.images.folder import find
+
+    detector = create("patchcore")
+    run, intake = frozen(detector.backbone, 256), Intake((256, 256))  # type: ignore[attr-defined]
+    samples = [s for s in find(DATA / category) if s.split == "train"][:100]
+    feats = ([torch.from_numpy(f) for f in run(intake(s.source)[0][None])] for s in samples)
+    patch_ND = torch.cat([to_patches(detector.embed(f)) for f in feats])  # type: ignore[attr-defined]
+    ours = best(lambda: k_centre(patch_ND, 4000, seed=0, projection=128), 2)
+    plain = best(lambda: _plain(patch_ND, 100), 1) * 40
+    return ours, plain, len(patch_ND)
+
+
+def _plain(patch_ND: torch.Tensor, keep: int) -> None:
+    searched = patch_ND @ torch.randn(patch_ND.shape[1], 128) / 128**0.5
+    norm, far = searched.square().sum(dim=1), torch.full((len(searched),), torch.inf)
+    centre = 0
+    for _ in range(keep):
+        gap = norm + norm[centre] - 2 * (searched @ searched[centre])
+        far = torch.minimum(far, gap.clamp_(min=0))
+        centre = int(far.argmax())
+
+
+def road(category: str, one_picture: float) -> list[tuple[str, float, float, float]]:
+    """What, seconds, peak MB, and how often the bare backbone's time for the same pictures."""
+    data, rows = DATA / category, []
+    train = len(list((data / "train" / "good").iterdir()))
+    test = sum(len(list(folder.iterdir())) for folder in (data / "test").iterdir())
+    with tempfile.TemporaryDirectory() as scratch:
+        for method in ("patchcore", "simplenet"):
+            bundle = f"{scratch}/{method}.flaw"
+            words = ["fit", str(data), "--method", method, "--out", scratch, "--save", bundle]
+            for what, command, pictures in (
+                (f"fit {method}, {train} pictures", words, train),
+                (f"evaluate, {test} pictures", ["evaluate", bundle, str(data)], test),
+            ):
+                seconds, peak = _process(command)
+                rows.append((what, seconds, peak, seconds / (pictures * one_picture)))
+        picture = next((data / "test" / "good").iterdir())
+        seconds, peak = _process(["inspect", bundle, str(picture)])
+        rows.append(("inspect one picture, fresh process", seconds, peak, seconds / one_picture))
+    return rows
+
+
+def _process(words: list[str]) -> tuple[float, float]:
+    begun = time.perf_counter()
+    child = subprocess.Popen([sys.executable, "-m", "flawmap.cli", *words], stdout=-3, stderr=-3)
+    _, status, used = os.wait4(child.pid, 0)
+    if status:
+        sys.exit(f"flawmap {' '.join(words)} failed")
+    return time.perf_counter() - begun, used.ru_maxrss / 1024
+
+
+def start() -> list[tuple[str, float]]:
+    def run(*words: str) -> float:
+        return best(lambda: subprocess.run([sys.executable, *words], check=True, stdout=-3), 10)
+
+    return [
+        ("python -c pass", run("-c", "pass")),
+        ("import flawmap", run("-c", "import flawmap")),
+        ("flawmap --help", run("-m", "flawmap.cli", "--help")),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--category", default="mvtec/bottle")
+    category = parser.parse_args().category
+    ort, eager = features()
+    ours, plain, rows = coreset(category)
+    lines = [
+        "# Speed",
+        "",
+        f"Made by `python benchmarks/speed.py` on {time.strftime('%Y-%m-%d')}, commit {commit()}: "
+        f"{os.cpu_count()} cores ({platform.machine()}), no GPU, Python {platform.python_version()}, "
+        f"torch {torch.__version__}. Read the ratios; seconds are those of this machine.",
+        "",
+        "| | ours | peer | ratio |",
+        "|---|---|---|---|",
+        f"| frozen Lite0 features, 256 px, a picture: ONNX Runtime against eager torch | {ort * 1000:.0f} ms | "
+        f"{eager * 1000:.0f} ms | {eager / ort:.1f} |",
+        f"| coreset of 4,000 from {rows:,} patches: ours against the plain greedy loop | {ours:.1f} s | {plain:.0f} s | "
+        f"{plain / ours:.1f} |",
+        "",
+        f"The whole road on {category}, each command in a fresh process (with start-up, import and export); the bare "
+        "backbone takes the features' time above for each picture.",
+        "",
+        "| | seconds | peak MB | x bare backbone |",
+        "|---|---|---|---|",
+        *(
+            f"| {what} | {seconds:.1f} | {peak:.0f} | {ratio:.1f} |"
+            for what, seconds, peak, ratio in road(category, ort)
+        ),
+        "",
+        "| start-up | ms |",
+        "|---|---|",
+        *(f"| {what} | {seconds * 1000:.0f} |" for what, seconds in start()),
+        "",
+    ]
+    PAGE.write_text("\n".join(lines))
+    print(PAGE, f"(peak here {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB)")
+
+
+if __name__ == "__main__":
+    main()

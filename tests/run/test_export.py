@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from PIL import Image
+
+from flawmap.errors import GateError
+from flawmap.images.decode import Intake, decode
+from flawmap.run.engine import OnnxEngine
+from flawmap.run.export import TOLERANCE, Golden, export_bundle, gate, near_threshold
+from flawmap.run.model import Model, load
+from flawmap.types import Prediction
+
+
+class Wrapped:
+    """An engine whose answers are tampered with."""
+
+    name = "wrapped"
+
+    def __init__(self, engine: Callable[[np.ndarray], Prediction], change: Callable[[Prediction], Prediction]) -> None:
+        self.engine, self.change = engine, change
+
+    def __call__(self, image_B3HW: np.ndarray) -> Prediction:
+        return self.change(self.engine(image_B3HW))
+
+
+class Mean:
+    """Scores the mean brightness: a plain engine for pictures of any depth."""
+
+    name = "mean"
+
+    def __call__(self, image_B3HW: np.ndarray) -> Prediction:
+        return Prediction(image_B3HW.mean(axis=1), image_B3HW.mean(axis=(1, 2, 3)))
+
+
+def _golden(model: Model) -> list[Golden]:
+    names = [name for name in model.bundle.files if name.startswith("golden/")]
+    return [Golden(name.removeprefix("golden/"), model.bundle.files[name]) for name in names]
+
+
+def _moved(by: float) -> Callable[[Prediction], Prediction]:
+    return lambda found: found._replace(score=found.score + np.float32(by))
+
+
+@pytest.fixture(scope="module")
+def exported(crossed: Model, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    folder = tmp_path_factory.mktemp("exported")
+    bundle = crossed.save(folder / "part.flaw")
+    return folder / "graph", export_bundle(bundle, folder / "graph")
+
+
+def test_the_gate_lets_pass_what_moves_by_less_than_1e_4_of_the_scale(crossed: Model):
+    assert crossed.calibration is not None
+    scale = crossed.calibration.scale
+    found = gate(
+        crossed.engine,
+        Wrapped(crossed.engine, _moved(0.5 * TOLERANCE * scale)),
+        crossed.intake,
+        [picture for picture in _golden(crossed) if "threshold" not in picture.name],
+        crossed.calibration,
+    )
+    assert found["worst_score"] == pytest.approx(0.5 * TOLERANCE, rel=0.05)
+    assert found["worst_map"] == 0
+    assert len(found["pictures"]) == 3
+
+
+@pytest.mark.parametrize("share", [2.0, -2.0])
+def test_the_gate_refuses_a_score_that_moves_by_more_than_1e_4_of_the_scale(crossed: Model, share: float):
+    assert crossed.calibration is not None
+    moved = Wrapped(crossed.engine, _moved(share * TOLERANCE * crossed.calibration.scale))
+    with pytest.raises(GateError, match=r"good-\d\.png: .* says .* and wrapped says .* the bundle is not written"):
+        gate(crossed.engine, moved, crossed.intake, _golden(crossed), crossed.calibration)
+
+
+@pytest.mark.parametrize("what", ["score", "map"])
+def test_the_gate_refuses_nan(crossed: Model, what: str):
+    def broken(found: Prediction) -> Prediction:
+        return found._replace(**{what: np.full_like(getattr(found, what), np.nan)})
+
+    for ours, theirs in ((crossed.engine, Wrapped(crossed.engine, broken)), (Wrapped(crossed.engine, broken),) * 2):
+        with pytest.raises(GateError):
+            gate(ours, theirs, crossed.intake, _golden(crossed), crossed.calibration)
+
+
+def test_the_gate_refuses_a_map_that_moves_in_one_pixel(crossed: Model):
+    def one_pixel(found: Prediction) -> Prediction:
+        map = found.map.copy()
+        map[0, 3, 5] += 3 * TOLERANCE * map.max()
+        return found._replace(map=map)
+
+    calibration = dataclasses.replace(crossed.calibration, map_threshold=0.0)  # type: ignore[type-var]
+    with pytest.raises(GateError, match="map 3"):
+        gate(crossed.engine, Wrapped(crossed.engine, one_pixel), crossed.intake, _golden(crossed), calibration)
+
+
+def test_the_gate_refuses_a_verdict_that_flips_however_little_the_score_moves(crossed: Model):
+    picture = _golden(crossed)[0]
+    score, _ = crossed.predict(picture.content)
+    assert crossed.calibration is not None
+    little = 0.1 * TOLERANCE * crossed.calibration.scale
+    calibration = dataclasses.replace(crossed.calibration, threshold=score + little / 2)
+    with pytest.raises(GateError, match="the verdict flips"):
+        gate(crossed.engine, Wrapped(crossed.engine, _moved(little)), crossed.intake, [picture], calibration)
+
+
+def test_what_is_exported_again_says_what_the_bundle_says(
+    exported: tuple[Path, dict[str, str]], crossed: Model, world: Path
+):
+    folder, said = exported
+    assert sorted(path.name for path in folder.iterdir()) == ["calibration.json", "model.onnx", "use.json"]
+    assert said["verdicts flipped"] == "0"
+    assert said["golden pictures"] == "5"
+    again = OnnxEngine((folder / "model.onnx").read_bytes())
+    for path in sorted((world / "test").rglob("*.png")):
+        image = crossed.intake(path)[0][None]
+        np.testing.assert_allclose(again(image).score, crossed.engine(image).score, rtol=1e-6)
+
+
+def test_a_customer_needs_nothing_but_onnxruntime_and_pillow(
+    exported: tuple[Path, dict[str, str]], crossed: Model, world: Path
+):
+    folder, _ = exported
+    use = json.loads((folder / "use.json").read_text())
+    threshold = json.loads((folder / "calibration.json").read_text())["threshold"]
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    height, width = use["intake"]["size"]
+    for path in sorted((world / "test").rglob("*.png")):
+        picture = Image.open(path).convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+        image = np.asarray(picture, np.float32).transpose(2, 0, 1)[None] / 255
+        map, score = session.run(["map", "score"], {"image": np.ascontiguousarray(image)})
+        found = crossed.inspect(path)
+        assert float(np.asarray(score)[0]) == pytest.approx(found.score, rel=1e-6)
+        assert ("NOK" if np.asarray(score)[0] > threshold else "OK") == found.verdict
+        np.testing.assert_allclose(np.asarray(map)[0], found.map, rtol=1e-5)
+
+
+@pytest.mark.parametrize("which", ["crossed", "held", "alone"])
+def test_the_graph_carries_nothing_of_the_machine_it_was_made_on(which: str, request: pytest.FixtureRequest):
+    content = request.getfixturevalue(which).bundle.files["model.onnx"]
+    graph = onnx.load_from_string(content)
+    for word in (b".py", b"site-packages", b"torch/", b"Traceback", str(Path.home()).encode() + b"/", b"/tmp"):
+        assert word not in content, word
+    assert graph.doc_string == graph.graph.doc_string == ""
+    assert not graph.metadata_props
+    for thing in (*graph.graph.node, *graph.graph.value_info, *graph.graph.initializer, *graph.graph.output):
+        assert thing.doc_string == ""
+        assert not thing.metadata_props
+    for tensor in graph.graph.initializer:
+        assert tensor.data_location == onnx.TensorProto.DEFAULT
+        assert not tensor.external_data
+    assert {entry.domain: entry.version for entry in graph.opset_import}[""] == 18
+    assert all(entry.domain in ("", "pkg.onnxscript.torch_lib.common") for entry in graph.opset_import)
+
+
+@pytest.mark.parametrize("which", ["crossed", "held"])
+def test_the_graph_takes_any_number_of_pictures_and_each_is_judged_alone(
+    which: str, request: pytest.FixtureRequest, world: Path
+):
+    model: Model = request.getfixturevalue(which)
+    session = onnxruntime.InferenceSession(model.bundle.files["model.onnx"], providers=["CPUExecutionProvider"])
+    (image,) = session.get_inputs()
+    assert (image.name, image.type, image.shape[1:]) == ("image", "tensor(float)", [3, 64, 64])
+    assert isinstance(image.shape[0], str)
+    assert [output.name for output in session.get_outputs()] == ["map", "score"]
+    batch = np.stack([model.intake(path)[0] for path in sorted((world / "test").rglob("*.png"))[3:8]])
+    alone = [model.engine(picture[None]) for picture in batch]
+    for count in (1, 2, 5):
+        map, score = session.run(["map", "score"], {"image": batch[:count]})
+        assert np.asarray(map).shape == (count, 64, 64)
+        for i in range(count):
+            np.testing.assert_allclose(np.asarray(score)[i], alone[i].score[0], rtol=1e-5)
+            np.testing.assert_allclose(np.asarray(map)[i], alone[i].map[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("depth", "white"), [(np.uint8, None), (np.uint16, 4095)])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_a_picture_is_disturbed_until_it_stands_next_to_the_threshold(
+    depth: type, white: int | None, channels: tuple[int, ...]
+):
+    top = white or 255
+    picture = np.random.default_rng(0).integers(0, top // 4, (48, 40, *channels)).astype(depth)
+    intake, engine = Intake((32, 32), white), Mean()
+
+    def score(source: object) -> float:
+        return float(engine(intake(source)[0][None]).score[0])  # type: ignore[arg-type]
+
+    threshold = score(picture) + 0.01
+    below, above = near_threshold(engine, intake, picture, threshold)  # type: ignore[arg-type]
+    assert (below.name, above.name) == ("below-threshold.png", "above-threshold.png")
+    if channels and depth is np.uint16:
+        below, above = (decode(golden.content)[..., 0] for golden in (below, above))  # Pillow writes deep grey only
+        assert below.dtype == np.uint16
+        return
+    assert score(below.content) <= threshold < score(above.content)
+    assert score(above.content) - score(below.content) < 1e-3
+
+
+def test_a_threshold_that_no_fading_crosses_gives_no_picture(crossed: Model, world: Path):
+    picture = world / "train/good/000.png"
+    for threshold in (-1.0, 1e9):
+        assert near_threshold(crossed.engine, crossed.intake, picture, threshold) == []
+
+
+@pytest.mark.slow
+def test_a_bundle_without_a_calibration_can_be_exported(alone: Model, tmp_path: Path):
+    said = export_bundle(alone.save(tmp_path / "alone.flaw"), tmp_path / "out")
+    assert said["golden pictures"] == "1"
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.onnx", "use.json"]
+    use = json.loads((tmp_path / "out/use.json").read_text())
+    assert use["intake"]["white"] == 4095
+    assert load(tmp_path / "alone.flaw").calibration is None

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flawmap.images.decode import decode
+from flawmap.run.inspect import inspect
+from flawmap.run.model import Model
+
+
+def _printed(capsys: pytest.CaptureFixture[str]) -> list[dict]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.fixture
+def lots(world: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """Two folders whose pictures have the same names: good ones, defective ones."""
+    for lot, kind in (("monday", "good"), ("tuesday", "square")):
+        shutil.copytree(world / "test" / kind, tmp_path / lot)
+    return tmp_path / "monday", tmp_path / "tuesday"
+
+
+def test_the_same_name_in_two_folders_is_two_parts(
+    crossed: Model, lots: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    assert inspect(crossed, [str(lot) for lot in lots], as_json=True) == 0
+    found = _printed(capsys)
+    assert [row["part"] for row in found] == [str(lot / f"{i:03}.png") for lot in lots for i in range(6)]
+    for row in found:
+        assert row["score"] == crossed.inspect(row["part"]).score
+        assert len(row["views"]) == 1
+    assert [row["verdict"] for row in found[6:]] == ["NOK"] * 6
+
+
+def test_maps_and_overlays_of_the_same_name_do_not_overwrite_each_other(
+    crossed: Model, lots: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    maps, overlays = tmp_path / "maps", tmp_path / "overlays"
+    sources = [str(lot / "001.png") for lot in lots]
+    assert inspect(crossed, sources, maps=maps, overlay=overlays) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    kept = {path.stem: np.load(path) for path in maps.iterdir()}
+    assert len(kept) == len(list(overlays.iterdir())) == 2
+    for source in sources:
+        (stem,) = (stem for stem in kept if stem.endswith(f"{Path(source).parent.name}_001"))
+        assert kept[stem].dtype == np.float32
+        np.testing.assert_array_equal(kept[stem], crossed.inspect(source).map)
+        assert decode(overlays / f"{stem}.png").shape == (64, 64, 3)
+
+
+def test_what_is_printed_is_what_the_model_finds(
+    crossed: Model, lots: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    assert inspect(crossed, [str(lots[1] / "000.png")], as_json=True) == 0
+    (row,) = _printed(capsys)
+    found = crossed.inspect(lots[1] / "000.png")
+    assert (row["part"], row["verdict"], row["p_value"]) == ("000.png", "NOK", found.p_value)
+    assert (row["score"], row["threshold"]) == (found.score, found.threshold)
+    regions = row["views"][0]["regions"]
+    assert len(regions) == len(found.regions[0]) > 0
+    assert regions[0] == {
+        "box": list(found.regions[0][0].box),
+        "area_px": found.regions[0][0].area_px,
+        "centroid": list(found.regions[0][0].centroid),
+        "peak": found.regions[0][0].peak,
+    }
+    assert inspect(crossed, [str(lots[1] / "000.png")]) == 0
+    left, top, right, bottom = found.regions[0][0].box
+    line = capsys.readouterr().out
+    assert line.startswith(f"NOK  {found.score:10.4f}  p {found.p_value:.4f}  000.png  at ")
+    assert f"at {left},{top} {right - left}x{bottom - top}" in line
+
+
+def test_views_of_a_part_are_judged_together(held: Model, lots: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
+    assert inspect(held, [str(lots[1])], part_pattern=r"00([0-9])", as_json=True) == 1
+    captured = capsys.readouterr()
+    assert all(json.loads(line)["verdict"] is None for line in captured.out.splitlines())
+    assert captured.err.count("judges parts of 2 views, this part has 1") == 6
+
+    assert inspect(held, [str(lot) for lot in lots], part_pattern=r"00([0-9])", as_json=True) == 0
+    found = _printed(capsys)
+    assert [row["part"] for row in found] == list("012345")
+    for row in found:
+        names = [view["name"] for view in row["views"]]
+        assert names == [str(lot / f"00{row['part']}.png") for lot in lots]
+        assert row["score"] == max(view["score"] for view in row["views"])
+
+
+def test_a_picture_that_cannot_be_judged_is_an_error_and_the_others_are_judged(
+    crossed: Model, lots: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    good = lots[0] / "000.png"
+    whole = good.read_bytes()
+    lot = tmp_path / "lot"
+    lot.mkdir()
+    (lot / "a.png").write_bytes(whole)
+    (lot / "b.png").write_bytes(whole[: len(whole) // 2])
+    Image.fromarray(np.full((64, 64), 900, np.uint16)).save(lot / "c.png")
+    (lot / "d.png").write_bytes(b"")
+    (lot / "e.png").write_bytes(whole)
+    assert inspect(crossed, [str(lot)], as_json=True) == 3
+    captured = capsys.readouterr()
+    found = {row["part"]: row for row in map(json.loads, captured.out.splitlines())}
+    assert {name for name, row in found.items() if row["verdict"] is None} == {"b.png", "c.png", "d.png"}
+    assert found["a.png"]["score"] == found["e.png"]["score"] == crossed.inspect(good).score
+    for name, reason in (("b.png", "truncated"), ("c.png", "16 bits a channel"), ("d.png", "empty")):
+        assert reason in found[name]["error"]
+        assert any(line.startswith(f"flawmap: {name}: no verdict: ") for line in captured.err.splitlines())
+    assert inspect(crossed, [str(lot)]) == 3
+    assert [line.split()[4] for line in capsys.readouterr().out.splitlines()] == ["a.png", "e.png"]
+
+
+def test_a_model_that_is_not_calibrated_says_so_on_every_line(
+    alone: Model, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    Image.fromarray(np.full((64, 64), 2000, np.uint16)).save(tmp_path / "a.png")
+    assert inspect(alone, [str(tmp_path)]) == 0
+    assert capsys.readouterr().out.startswith("no verdict (not calibrated)")
+    assert inspect(alone, [str(tmp_path)], as_json=True) == 0
+    (row,) = _printed(capsys)
+    assert (row["verdict"], row["p_value"], row["threshold"]) == (None, None, None)
