@@ -48,7 +48,8 @@ NAMES = (
     "aitex/fabric_02", "aws_lookout/cookie", "bsdata/ball_screw", "dagm/class8",
 )  # fmt: skip
 METRICS = {"i_auroc": "I-AUROC", "p_auroc": "P-AUROC", "p_ap": "P-AP", "pro": "PRO"}
-PLAIN = {"stages": (2, 3), "equalise": False}
+WHOLE = {"reservoir_mb": 256}  # the coreset is chosen from all patches
+PLAIN = WHOLE | {"stages": (2, 3), "equalise": False}
 Figures = dict[str, float]
 
 
@@ -72,9 +73,10 @@ class Variant:
 
 PATCHCORE = {
     "plain: stages 2, 3": Variant(PLAIN),
-    "stages 1, 2, 3": Variant({"equalise": False}),
-    "stages 2, 3, equalised": Variant({"stages": (2, 3)}),
-    "stages 1, 2, 3, equalised": Variant({}),
+    "stages 1, 2, 3": Variant(WHOLE | {"equalise": False}),
+    "stages 2, 3, equalised": Variant(WHOLE | {"stages": (2, 3)}),
+    "stages 1, 2, 3, equalised": Variant(WHOLE),
+    "the same, coreset from 22 % of the patches": Variant({"reservoir_mb": 9}, 4),
     "sigma 2 px": Variant(PLAIN | {"sigma_px": 2}),
     "sigma 6 px": Variant(PLAIN | {"sigma_px": 6}),
     "no re-weighting": Variant(PLAIN | {"neighbours": 1}),

@@ -137,8 +137,8 @@ def main() -> None:
         "|---|---|---|---|",
         f"| frozen Lite0 features, 256 px, a picture: ONNX Runtime against eager torch | {ort * 1000:.0f} ms | "
         f"{eager * 1000:.0f} ms | {eager / ort:.1f} |",
-        f"| coreset of 4,000 from {rows:,} patches: ours against the plain greedy loop | {ours:.1f} s | {plain:.0f} s | "
-        f"{plain / ours:.1f} |",
+        f"| coreset of 4,000 from {rows:,} patches: ours against the plain greedy loop | {ours:.1f} s | "
+        f"{plain:.0f} s | {plain / ours:.1f} |",
         "",
         f"The whole road on {category}, each command in a fresh process (with start-up, import and export); the bare "
         "backbone takes the features' time above for each picture.",

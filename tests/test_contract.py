@@ -136,7 +136,7 @@ def test_the_same_seed_gives_the_same_scores(
     def stop(_: Any) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(export, "to_onnx", stop)
+    monkeypatch.setattr(export, "gate", stop)
     with pytest.raises(KeyboardInterrupt):
         _fit(model.method, world, tmp_path)
     again = next(tmp_path.rglob("calibration.csv"))

@@ -166,8 +166,9 @@ def test_a_net_that_was_killed_ends_as_if_it_had_not_been(
     _equals(tmp_path, held, sorted((paired / "test").rglob("*.png")))
 
 
-def test_a_memory_that_was_interrupted_and_killed_in_its_calibration_ends_as_if_it_had_not_been(
-    crossed: Model, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("killed_too", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_memory_that_was_interrupted_in_its_calibration_ends_as_if_it_had_not_been(
+    crossed: Model, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], killed_too: bool
 ):
     with _ctrl_c(tmp_path, _at_fold(0)):
         assert main(_words(crossed, tmp_path)) == INTERRUPTED
@@ -177,10 +178,11 @@ def test_a_memory_that_was_interrupted_and_killed_in_its_calibration_ends_as_if_
     assert not (work / "fold5.json").exists()
     _has_no_bundle(tmp_path)
 
-    kept = {path: path.stat().st_mtime_ns for path in [work / "model.safetensors", *work.glob("fold*.json")]}
-    _kill(_words(crossed, tmp_path, "--resume"), tmp_path, _at_fold(len(kept)))
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # what was done is not done again
-    _has_no_bundle(tmp_path)
+    kept = {path: path.stat().st_mtime_ns for path in [work / "model.onnx", *work.glob("fold*.json")]}
+    if killed_too:
+        _kill(_words(crossed, tmp_path, "--resume"), tmp_path, _at_fold(len(kept)))
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept  # what was done is not done again
+        _has_no_bundle(tmp_path)
 
     assert main(_words(crossed, tmp_path, "--resume")) == 0
     assert f"going on with {_only_run(tmp_path)}" in capsys.readouterr().err

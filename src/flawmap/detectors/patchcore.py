@@ -48,7 +48,7 @@ class PatchCore(FrozenDetector):
         neighbours: int = option(9, "K of the re-weighted image score (equation 7); 1 turns re-weighting off")
         projection: int = option(128, "dimensions of the random projection in the coreset search (section 3.2)")
         reservoir_mb: int = option(
-            32, "memory for the patches that the coreset is chosen from; beyond it, a random sample"
+            64, "memory for the patches that the coreset is chosen from; beyond it, a random sample"
         )
         sigma_px: float = option(4.0, "Gaussian smoothing of the map (section 3.3)")
         seed: int = option(0, "of the reservoir and the coreset")

@@ -55,8 +55,10 @@ def k_centre(patch_ND: Tensor, keep: int, *, seed: int, projection: int = 0) -> 
     first = int(torch.randint(N, (1,), generator=generator))
     if projection and projection < D:
         patch_ND = patch_ND @ torch.randn(D, projection, generator=generator).to(patch_ND) / projection**0.5
-    # Squared distances come from expanded norms, which lose small ones far from the origin.
-    patch_ND = patch_ND - patch_ND.mean(dim=0)
+        patch_ND -= patch_ND.mean(dim=0)  # its own copy: nothing is gained by another one
+    else:
+        patch_ND = patch_ND - patch_ND.mean(dim=0)
+    # Centred, since squared distances come from expanded norms, which lose small ones far from the origin.
     return _Search(patch_ND, min(keep, N)).run(first)
 
 
