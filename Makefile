@@ -16,7 +16,7 @@ test: $(VENV)/.dev
 check-style: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 check: check-style
 	$(BIN)/python -m pytest -m "not slow and not data" tests/test_layers.py tests/test_door.py tests/verdict tests/images

@@ -293,6 +293,23 @@ def test_two_golden_pictures_stand_on_either_side_of_the_threshold(which: str, r
     assert len(noted) == 5
 
 
+def test_a_picture_that_is_too_large_for_the_bundle_is_thinned_and_carried_along_all_the_same(tmp_path: Path):
+    """Else a line with a good camera would pass the gate with nothing to judge."""
+    random = np.random.default_rng(0)
+    large = random.integers(0, 256, (1500, 1100, 3), np.uint8)
+    deep = random.integers(0, 4096, (1400, 1400)).astype(np.uint16)
+    Image.fromarray(large).save(tmp_path / "large.png")
+    for sources, expected in (
+        ([tmp_path / "large.png"], large[::2, ::2]),
+        ([large], large[::2, ::2]),
+        ([deep], np.repeat(deep[::2, ::2, None], 3, axis=2)),
+    ):
+        (golden,) = _fitting(find(sources), "patchcore")._golden(None, None)  # type: ignore[arg-type]
+        assert golden.name == "good-0.png"
+        assert len(golden.content) <= 2**21
+        np.testing.assert_array_equal(decode(golden.content), expected)
+
+
 def test_every_road_to_a_verdict_gives_the_same(
     crossed: Model, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

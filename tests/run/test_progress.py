@@ -68,6 +68,7 @@ def test_a_terminal_gets_a_bar_and_colours_unless_no_color_is_set():
 def test_elsewhere_there_is_a_plain_line_now_and_then_and_one_at_the_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(module.time, "monotonic", lambda: 0.0)
     with progress("training", 50) as tick:
         for done in range(50):
             tick(done + 1, 0.5)

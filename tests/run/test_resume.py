@@ -27,7 +27,7 @@ flawmap.run.train.CHECKPOINT_S = 0.05
 from flawmap.cli import main
 sys.exit(main(sys.argv[1:]))
 """
-PATIENCE_S = 120
+PATIENCE_S = 600
 
 
 def _kill(words: Sequence[str], root: Path, when: Callable[[Path], bool]) -> None:

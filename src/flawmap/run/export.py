@@ -16,6 +16,7 @@ from flawmap.run.engine import Engine
 from flawmap.types import Prediction
 from flawmap.verdict.calibration import Calibration
 
+GOLDEN_BYTES = 2**21  # a larger picture is thinned before it is carried along in the bundle
 TOLERANCE = 1e-4  # of the score scale (and of the map's), between torch and the exported graph
 
 
@@ -122,6 +123,21 @@ def export_bundle(path: Path, out: Path) -> dict[str, str]:
         "golden pictures": str(len(golden)),
         "verdicts flipped": "0",
     }
+
+
+def carried(name: str, source: Path | np.ndarray) -> Golden:
+    """A picture for the bundle: the file byte by byte, or what is left of a large one when it is thinned."""
+    if isinstance(source, Path) and source.stat().st_size <= GOLDEN_BYTES:
+        return Golden(name + source.suffix.lower(), source.read_bytes())
+    return Golden(f"{name}.png", _png(thinned(source)))
+
+
+def thinned(source: Path | np.ndarray) -> np.ndarray:
+    """Every pixel of a picture, or every second, fourth ... in both directions until its PNG is small enough."""
+    pixels = decode(source)
+    while len(_png(pixels)) > GOLDEN_BYTES:
+        pixels = np.ascontiguousarray(pixels[::2, ::2])
+    return pixels
 
 
 def near_threshold(engine: Engine, intake: Intake, source: Any, threshold: float) -> list[Golden]:

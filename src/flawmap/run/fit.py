@@ -21,7 +21,7 @@ from flawmap.detectors import create
 from flawmap.detectors.base import Detector
 from flawmap.errors import CalibrationError, DataError, UsageError
 from flawmap.images import folder as _folder
-from flawmap.images.decode import Intake, decode
+from flawmap.images.decode import Intake
 from flawmap.images.split import folds as _folds
 from flawmap.images.split import split
 from flawmap.run import export
@@ -46,7 +46,6 @@ from flawmap.run.train import train
 from flawmap.types import Prediction, Sample
 from flawmap.verdict.calibration import Calibration, least_parts
 
-GOLDEN_BYTES = 2**21  # a larger picture is not carried along in the bundle
 KEPT_MAPS = 12  # of the calibration, for the report: the strangest and the most usual
 
 
@@ -359,19 +358,14 @@ class Fitting:
     def _golden(self, engine: OnnxEngine, calibration: Calibration | None) -> list[export.Golden]:
         """A few pictures as they came, and two that were made to stand next to the threshold."""
         order = sorted(range(len(self.samples)), key=lambda i: self.hashes[i])
-        golden: list[export.Golden] = []
-        for i in order:
-            source = self.samples[i].source
-            content = export._png(decode(source)) if isinstance(source, np.ndarray) else Path(source).read_bytes()
-            if len(content) <= GOLDEN_BYTES and len(golden) < 3:
-                suffix = ".png" if isinstance(source, np.ndarray) else Path(source).suffix.lower()
-                golden.append(export.Golden(f"good-{len(golden)}{suffix}", content))
-        if calibration:
-            for i in order[:3]:
-                near = export.near_threshold(engine, self.intake, self.samples[i].source, calibration.threshold)
-                if near:
-                    golden += [g for g in near if len(g.content) <= GOLDEN_BYTES]
-                    break
+        sources = [self.samples[i].source for i in order[:3]]
+        golden = [export.carried(f"good-{number}", source) for number, source in enumerate(sources)]
+        if calibration is None:
+            return golden
+        for source in sources:
+            near = export.near_threshold(engine, self.intake, export.thinned(source), calibration.threshold)
+            if near:
+                return golden + near
         return golden
 
     @contextmanager
