@@ -93,7 +93,8 @@ def page(found: Sequence[dict[str, Any]]) -> str:
         "I-AUROC counts pictures. PRO is MVTec's official rule to 30 % false positives. Mean ± sd over seeds.",
         "",
         "False alarms and escapes count parts at the threshold that the good training parts alone decided; *promised* "
-        "is the false-alarm rate on average that their number supports. `—` is undefined or not run.",
+        "is the false-alarm rate on average that their number supports; a part with another number of views than the "
+        "calibration knows gets no verdict and is not counted. `—` is undefined or not run.",
     ]
     for method in dict.fromkeys(row["method"] for row in found):
         lines += ["", f"## {method}", "", *_table([row for row in found if row["method"] == method])]
@@ -137,7 +138,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _rate(group: Sequence[dict[str, Any]], key: str) -> str:
-    rates = [row[key] for row in group if row[key]]
+    rates = [row[key] for row in group if row[key] and row[key]["n"]]
     if not rates:
         return "—"
     counts = [rate["count"] for rate in rates]

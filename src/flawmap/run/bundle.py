@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from flawmap.errors import BundleError
+from flawmap.verdict.calibration import Calibration
 
 FORMAT = 1
 MAX_FILES = 200
@@ -137,3 +138,17 @@ def _from_folder(path: Path) -> dict[str, bytes]:
     if len(found) > MAX_FILES:
         raise BundleError(f"{path}: {len(found)} files, a bundle has at most {MAX_FILES}")
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in found}
+
+
+def card(config: Mapping[str, Any], calibration: Calibration | None, pictures: int) -> str:
+    """What the model is and promises, as Markdown."""
+    promise = calibration.sentence if calibration else "Not calibrated: gives scores and maps, never a verdict."
+    lines = [f"- {key}: {value}" for key, value in config["options"].items()]
+    return (
+        f"# {config['title']} on {pictures} good pictures\n\n{promise}\n\n"
+        f"Method: {config['title']}, {config['paper']}\n"
+        f"Backbone weights: {config['backbone_origin']}, SHA-256 {config['backbone_sha256']}\n"
+        f"Pictures: SHA-256 {config['recipe']['data_sha256']} over names, parts and contents\n"
+        f"Parity of torch and ONNX: scores within {config['parity']['worst_score']:.1e} of their scale\n\n"
+        "## Options\n\n" + "\n".join(lines) + "\n"
+    )

@@ -25,7 +25,7 @@ from flawmap.images.decode import Intake
 from flawmap.images.split import folds as _folds
 from flawmap.images.split import split
 from flawmap.run import export
-from flawmap.run.bundle import Bundle
+from flawmap.run.bundle import Bundle, card
 from flawmap.run.engine import OnnxEngine, TorchEngine
 from flawmap.run.feed import Feed
 from flawmap.run.model import Model
@@ -35,10 +35,8 @@ from flawmap.run.recipe import (
     Recipe,
     digest,
     environment,
-    new_folder,
     peak_mb,
-    same,
-    unfinished,
+    run_folder,
     write_csv,
     write_json,
 )
@@ -93,7 +91,7 @@ def fit(
         device=_device(device),
     )
     fitting = Fitting(recipe, detector, samples, left_out)
-    return fitting.go(_run_folder(Path(out), recipe, resume))
+    return fitting.go(run_folder(Path(out), recipe, resume))
 
 
 class Calibrated(NamedTuple):
@@ -352,7 +350,7 @@ class Fitting:
         }
         if calibration:
             files["calibration.json"] = json.dumps(calibration.to_dict(), indent=1).encode()
-        files["card.md"] = _card(config, calibration, len(self.samples)).encode()
+        files["card.md"] = card(config, calibration, len(self.samples)).encode()
         return Bundle(files, str(self.run / "bundle.flaw"))
 
     def _golden(self, engine: OnnxEngine, calibration: Calibration | None) -> list[export.Golden]:
@@ -376,24 +374,6 @@ class Fitting:
         self.log.add(event="done", stage=name, seconds=round(time.monotonic() - begun, 2))
 
 
-def _run_folder(root: Path, recipe: Recipe, resume: bool | str | Path) -> Path:
-    run = None
-    if isinstance(resume, (str, Path)):
-        run = Path(resume)
-        if not same(run / "recipe.toml", recipe):
-            raise UsageError(f"{run}: no run of this recipe (method, options, seed and pictures must be the same)")
-        if (run / "bundle.flaw").exists():
-            raise UsageError(f"{run}: this run is finished; its bundle is {run / 'bundle.flaw'}")
-    elif resume:
-        run = unfinished(root, recipe)
-        say(f"going on with {run}" if run else "no unfinished run of this recipe: starting a new one")
-    if run is None:
-        run = new_folder(root, recipe)
-        write_json(run / "env.json", environment())
-        recipe.write(run / "recipe.toml")
-    return run
-
-
 def _device(device: str) -> str:
     import torch
 
@@ -404,16 +384,3 @@ def _device(device: str) -> str:
     if device not in ("cpu", "cuda"):
         raise UsageError(f"no device {device!r}; there are: auto, cpu, cuda")
     return device
-
-
-def _card(config: Mapping[str, Any], calibration: Calibration | None, pictures: int) -> str:
-    promise = calibration.sentence if calibration else "Not calibrated: gives scores and maps, never a verdict."
-    lines = [f"- {key}: {value}" for key, value in config["options"].items()]
-    return (
-        f"# {config['title']} on {pictures} good pictures\n\n{promise}\n\n"
-        f"Method: {config['title']}, {config['paper']}\n"
-        f"Backbone weights: {config['backbone_origin']}, SHA-256 {config['backbone_sha256']}\n"
-        f"Pictures: SHA-256 {config['recipe']['data_sha256']} over names, parts and contents\n"
-        f"Parity of torch and ONNX: scores within {config['parity']['worst_score']:.1e} of their scale\n\n"
-        "## Options\n\n" + "\n".join(lines) + "\n"
-    )

@@ -19,6 +19,7 @@ from typing import Any
 
 from flawmap.errors import DataError, UsageError
 from flawmap.images.folder import sha256
+from flawmap.run.progress import say
 from flawmap.types import Sample
 
 
@@ -72,6 +73,25 @@ class Log:
 
     def entries(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+
+def run_folder(root: Path, recipe: Recipe, resume: bool | str | Path) -> Path:
+    """A new folder, or that of a run to go on with: the one named, or the newest unfinished one of this recipe."""
+    run = None
+    if isinstance(resume, (str, Path)):
+        run = Path(resume)
+        if not same(run / "recipe.toml", recipe):
+            raise UsageError(f"{run}: no run of this recipe (method, options, seed and pictures must be the same)")
+        if (run / "bundle.flaw").exists():
+            raise UsageError(f"{run}: this run is finished; its bundle is {run / 'bundle.flaw'}")
+    elif resume:
+        run = unfinished(root, recipe)
+        say(f"going on with {run}" if run else "no unfinished run of this recipe: starting a new one")
+    if run is None:
+        run = new_folder(root, recipe)
+        write_json(run / "env.json", environment())
+        recipe.write(run / "recipe.toml")
+    return run
 
 
 def new_folder(root: Path, recipe: Recipe) -> Path:
