@@ -1,0 +1,59 @@
+"""The same verdict everywhere: torch, bundle in ONNX Runtime, and the command line, on every test picture.
+
+python benchmarks/parity.py [--categories mvtec/bottle elpv/mono aws_lookout/cookie]
+
+Prints the largest difference of a score in units of its scale (allowed: 1e-4) and how many verdicts flip (allowed: 0).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from results import DATA
+
+
+def compare(method: str, category: str, folder: Path) -> tuple[int, float, float, int]:
+    """Pictures; largest difference torch - ONNX and CLI - ONNX in units of the scale; verdicts that flip."""
+    import flawmap
+    from flawmap.images.folder import find
+
+    bundle = folder / "model.flaw"
+    flawmap.fit(DATA / category, method, out=folder / "runs").save(bundle)
+    onnx, torch = flawmap.load(bundle), flawmap.load(bundle, engine="torch")
+    assert onnx.calibration is not None
+    paths = [s.source for s in find(DATA / category) if s.split == "test"]
+    command = [sys.executable, "-m", "flawmap.cli", "inspect", str(bundle), *map(str, paths), "--json"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    worst_torch = worst_cli = 0.0
+    flips = 0
+    for path, line in zip(paths, said, strict=True):
+        ours, trained, cli = onnx.inspect(path), torch.inspect(path), json.loads(line)
+        scale = onnx.calibration.scale
+        worst_torch = max(worst_torch, abs(ours.score - trained.score) / scale)
+        worst_cli = max(worst_cli, abs(ours.score - cli["score"]) / scale)
+        flips += not (ours.verdict == trained.verdict == cli["verdict"])
+    return len(paths), worst_torch, worst_cli, flips
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--categories", nargs="+", default=["mvtec/bottle", "elpv/mono", "aws_lookout/cookie"])
+    bad = 0
+    for category in parser.parse_args().categories:
+        for method in ("patchcore", "simplenet"):
+            with tempfile.TemporaryDirectory() as folder:
+                n, torch, cli, flips = compare(method, category, Path(folder))
+            bad += flips + (torch > 1e-4) + (cli > 1e-4)
+            print(
+                f"{method:10} {category:20} {n:4} pictures  torch {torch:.1e}  cli {cli:.1e}  flips {flips}", flush=True
+            )
+    return 4 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
