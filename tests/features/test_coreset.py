@@ -9,6 +9,7 @@ from scipy.spatial.distance import cdist
 from scipy.stats import chi2
 from torch import Tensor
 
+from flawmap.errors import DataError
 from flawmap.features.coreset import Reservoir, k_centre
 
 
@@ -164,3 +165,16 @@ def test_it_never_holds_more_than_its_room() -> None:
 def test_the_sample_is_the_seeds() -> None:
     assert _sample(3, 200, 20, 16) == _sample(3, 200, 20, 16)
     assert _sample(3, 200, 20, 16) != _sample(4, 200, 20, 16)
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 100.0])
+def test_copies_in_float32_are_told_from_distinct_rows_at_any_size(size: float) -> None:
+    rows = (torch.randn(20, 176, generator=torch.Generator().manual_seed(0)) * size).repeat(24, 1)
+    chosen = k_centre(rows, 240, seed=0)
+    assert len(chosen) == 20
+    assert len(torch.unique(rows[chosen], dim=0)) == 20
+
+
+def test_a_row_that_is_not_a_number_is_an_error() -> None:
+    with pytest.raises(DataError, match="not a finite number"):
+        k_centre(torch.tensor([[0.0], [torch.nan], [1.0]]), 2, seed=0)

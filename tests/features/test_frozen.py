@@ -70,11 +70,38 @@ def test_the_graph_is_written_once(backbone: Backbone, cache: Path, monkeypatch:
     assert list(cache.iterdir()) == [path]
 
 
-def test_a_graph_that_says_something_else_is_refused(backbone: Backbone, cache: Path) -> None:
-    path = next(cache.iterdir())
+def _changed(path: Path) -> bytes:
     graph = onnx.load(path)
     largest = max(graph.graph.initializer, key=lambda tensor: len(tensor.raw_data))
     largest.CopyFrom(numpy_helper.from_array(1.01 * numpy_helper.to_array(largest), largest.name))
-    onnx.save(graph, path)
+    return graph.SerializeToString()
+
+
+def test_a_graph_that_says_something_else_is_refused(
+    backbone: Backbone, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = _changed(next(cache.iterdir()))
+
+    def made(*_: object) -> Path:
+        (tmp_path / "wrong.onnx").write_bytes(wrong)
+        return tmp_path / "wrong.onnx"
+
+    monkeypatch.setattr("flawmap.features.frozen.graph_file", made)
     with pytest.raises(GateError, match=r"ONNX Runtime and torch differ by \d.*e-0\d of the largest feature of stage"):
         frozen(backbone, 64)
+
+
+@pytest.mark.parametrize("damage", ["changed", "torn", "empty"])
+def test_a_damaged_graph_in_the_cache_is_made_anew(
+    damage: str, backbone: Backbone, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = next(cache.iterdir())
+    sound = path.read_bytes()
+    path.write_bytes({"changed": _changed(path), "torn": sound[:1000], "empty": b""}[damage])
+
+    def export(*arguments: object) -> None:  # tracing again takes seconds and gives what was there
+        next(argument for argument in arguments if isinstance(argument, Path)).write_bytes(sound)
+
+    monkeypatch.setattr("flawmap.features.frozen.export", export)
+    frozen(backbone, 64)
+    assert path.read_bytes() == sound

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,9 +24,11 @@ Schedule = optim.lr_scheduler.LRScheduler
 Optimisers = list[tuple[optim.Optimizer, Schedule | None]]
 
 
-def option(default: Any, text: str) -> Any:
-    """A field of a Config with the line that help and docs show."""
-    return dataclasses.field(default=default, metadata={"help": text})
+def option(
+    default: Any, text: str, *, least: float = -math.inf, most: float = math.inf, above: float = -math.inf
+) -> Any:
+    """A field of a Config with the line that help and docs show, and the range that is allowed."""
+    return dataclasses.field(default=default, metadata={"help": text, "least": least, "most": most, "above": above})
 
 
 class Detector(nn.Module):
@@ -48,7 +51,7 @@ class Detector(nn.Module):
 
     @dataclass(frozen=True)
     class Config:
-        size: int = option(256, "pictures are resized to a square of so many pixels")
+        size: int = option(256, "pictures are resized to a square of so many pixels", least=32, most=4096)
 
     config: Config
 
@@ -88,9 +91,11 @@ class Detector(nn.Module):
         for key in chosen:
             if key not in types:
                 near = difflib.get_close_matches(key, types, n=1)
-                hint = f"; did you mean {near[0]}?" if near else ""
+                hint = f"; did you mean {near[0]}?" if near else "."
                 raise UsageError(f"{cls.name} has no option {key!r}{hint} Its options: {', '.join(types)}")
-        return cls.Config(**{key: _read(key, value, types[key]) for key, value in chosen.items()})
+        config = cls.Config(**{key: _read(key, value, types[key]) for key, value in chosen.items()})
+        _check_ranges(cls.name, config)
+        return config
 
 
 class FrozenDetector(Detector):
@@ -99,15 +104,17 @@ class FrozenDetector(Detector):
     @dataclass(frozen=True)
     class Config(Detector.Config):
         backbone: str = option(EMBEDDED, "a model of timm; the default is embedded and needs no network")
-        stages: tuple[int, ...] = option((1, 2, 3), "its stages: 1 is stride 4, 2 is stride 8, 3 is stride 16")
-        stride: int = option(8, "pixels between patches: finer stages are averaged down to the grid")
-        neighbourhood: int = option(3, "patches are averaged over so many by so many (p in both papers)")
+        stages: tuple[int, ...] = option((1, 2, 3), "its stages: 1 is stride 4, 2 is stride 8, 3 is stride 16", least=0)
+        stride: int = option(8, "pixels between patches: finer stages are averaged down to the grid", least=1)
+        neighbourhood: int = option(3, "patches are averaged over so many by so many (p in both papers)", least=1)
         equalise: bool = option(True, "divide each stage by its deviation over the fitting pictures")
         weights: str = option("", "a .safetensors file with the backbone's weights")
 
     config: Config
 
     def __init__(self, config: Config, *, pretrained: bool = True) -> None:
+        if config.neighbourhood % 2 == 0:
+            raise UsageError(f"{self.name}: neighbourhood is {config.neighbourhood}; it must be odd")
         super().__init__(config, pretrained=pretrained)
         self.backbone = Backbone(
             config.backbone, config.stages, config.size, weights=config.weights, pretrained=pretrained
@@ -121,6 +128,19 @@ class FrozenDetector(Detector):
     def head(self, feats: tuple[Tensor, ...]) -> Prediction:
         """One (B, C, h, w) a stage -> Prediction."""
         raise NotImplementedError
+
+
+def _check_ranges(method: str, config: Any) -> None:
+    for field in dataclasses.fields(config):
+        value, least, most, above = (
+            getattr(config, field.name),
+            *(field.metadata[k] for k in ("least", "most", "above")),
+        )
+        numbers = value if isinstance(value, tuple) else (value,) if isinstance(value, (int, float)) else ()
+        if not all(least <= number <= most and number > above and math.isfinite(number) for number in numbers):
+            limits = [("at least", least), ("at most", most), ("above", above)]
+            words = " and ".join(f"{word} {limit:g}" for word, limit in limits if math.isfinite(limit)) or "finite"
+            raise UsageError(f"{method}: {field.name} is {value}; it must be {words}")
 
 
 def _read(key: str, value: Any, kind: Any) -> Any:

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flawmap.detectors.base import FrozenDetector, option
-from flawmap.errors import UsageError
 from flawmap.features.coreset import Reservoir, k_centre
 from flawmap.features.patches import Enlarge, to_patches
 from flawmap.types import Batch, Prediction
@@ -43,23 +42,21 @@ class PatchCore(FrozenDetector):
 
     @dataclass(frozen=True)
     class Config(FrozenDetector.Config):
-        keep: float = option(0.1, "fraction of the patches that the memory keeps (section 3.2)")
-        most: int = option(4000, "and at most so many")
-        neighbours: int = option(9, "K of the re-weighted image score (equation 7); 1 turns re-weighting off")
-        projection: int = option(128, "dimensions of the random projection in the coreset search (section 3.2)")
+        keep: float = option(0.1, "fraction of the patches that the memory keeps (section 3.2)", above=0, most=1)
+        most: int = option(4000, "and at most so many", least=1)
+        neighbours: int = option(9, "K of the re-weighted image score (equation 7); 1 turns re-weighting off", least=1)
+        projection: int = option(128, "dimensions of the random projection in the search (section 3.2)", least=0)
         reservoir_mb: int = option(
-            64, "memory for the patches that the coreset is chosen from; beyond it, a random sample"
+            64, "memory for the patches that the coreset is chosen from; beyond it, a random sample", least=1
         )
-        sigma_px: float = option(4.0, "Gaussian smoothing of the map (section 3.3)")
-        seed: int = option(0, "of the reservoir and the coreset")
+        sigma_px: float = option(4.0, "Gaussian smoothing of the map (section 3.3)", least=0)
+        seed: int = option(0, "of the reservoir and the coreset", least=0)
 
     config: Config
     memory_MD: Tensor
     company_MK: Tensor
 
     def __init__(self, config: Config, *, pretrained: bool = True) -> None:
-        if not 0 < config.keep <= 1 or config.most < 1 or config.neighbours < 1 or config.neighbourhood % 2 == 0:
-            raise UsageError("patchcore: keep in (0, 1], most >= 1, neighbours >= 1, neighbourhood odd")
         super().__init__(config, pretrained=pretrained)
         self.dim = self.embed.dim
         self.enlarge = Enlarge(self.grid, (config.size, config.size), config.sigma_px)
@@ -96,7 +93,7 @@ class PatchCore(FrozenDetector):
     def memory_note(self, pictures: int) -> str:
         patches = pictures * self.grid[0] * self.grid[1]
         pool = min(patches, self._room())
-        kept = max(1, min(int(self.config.keep * patches), self.config.most))
+        kept = max(1, min(int(self.config.keep * patches), self.config.most, pool))
         taken = "all of them" if pool == patches else f"a random sample of {pool:,}"
         return (
             f"{patches:,} patches of {self.dim} numbers; coreset from {taken} "

@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn, optim
 
 from flawmap.detectors.base import FrozenDetector, Optimisers, option
-from flawmap.errors import UsageError
 from flawmap.features.patches import Enlarge, to_patches
 from flawmap.types import Batch, Prediction
 
@@ -42,23 +41,21 @@ class SimpleNet(FrozenDetector):
 
     @dataclass(frozen=True)
     class Config(FrozenDetector.Config):
-        steps: int = option(300, "steps of training, each on 8 pictures")
-        patches: int = option(2048, "of a step's patches so many are used, drawn at random; 0: all")
-        width: int = option(0, "features are pooled to so many dimensions; 0: as many as they have")
-        hidden: int = option(256, "width of the discriminator's hidden layer")
-        noise: float = option(0.5, "standard deviation of the Gaussian noise (section 3.3), in units of the features'")
-        rate: float = option(1e-3, "learning rate of the discriminator; the adaptor's is half of it")
-        margin: float = option(0.5, "th+ = -th- of the truncated L1 loss (equation 6)")
-        sigma_px: float = option(4.0, "Gaussian smoothing of the map")
-        seed: int = option(0, "of the heads' first weights")
+        steps: int = option(300, "steps of training, each on 8 pictures", least=1)
+        patches: int = option(2048, "of a step's patches so many are used, drawn at random; 0: all", least=0)
+        width: int = option(0, "features are pooled to so many dimensions; 0: as many as they have", least=0)
+        hidden: int = option(256, "width of the discriminator's hidden layer", least=1)
+        noise: float = option(0.5, "deviation of the Gaussian noise (section 3.3), in units of the features'", above=0)
+        rate: float = option(1e-3, "learning rate of the discriminator; the adaptor's is half of it", above=0)
+        margin: float = option(0.5, "th+ = -th- of the truncated L1 loss (equation 6)", above=0)
+        sigma_px: float = option(4.0, "Gaussian smoothing of the map", least=0)
+        seed: int = option(0, "of the heads' first weights", least=0)
 
     config: Config
     mean_D: Tensor
     scale: Tensor
 
     def __init__(self, config: Config, *, pretrained: bool = True) -> None:
-        if config.hidden < 1 or config.noise <= 0 or config.margin <= 0 or config.neighbourhood % 2 == 0:
-            raise UsageError("simplenet: hidden >= 1, noise > 0, margin > 0, neighbourhood odd")
         super().__init__(config, pretrained=pretrained)
         width = config.width or self.embed.dim
         with torch.random.fork_rng(devices=[]):

@@ -33,8 +33,10 @@ class Backbone(nn.Module):
         self, name: str, stages: Sequence[int], size: int, *, weights: str = "", pretrained: bool = True
     ) -> None:
         super().__init__()
-        found = _weights.find(name, weights) if pretrained else None
+        if not stages or list(stages) != sorted(set(stages)):
+            raise UsageError(f"stages {tuple(stages)}: give one or more, each once, the finest first")
         self.net = _create(name, tuple(stages), size)
+        found = _weights.find(name, weights) if pretrained else None
         config = getattr(self.net, "pretrained_cfg", {})
         mean, std = config.get("mean", (0.5,) * 3), config.get("std", (0.5,) * 3)
         if found is not None:
@@ -67,7 +69,7 @@ def _create(name: str, stages: tuple[int, ...], size: int) -> nn.Module:
     try:
         net = timm.create_model(name, pretrained=False, **options)
     except RuntimeError as error:
-        if "Unknown model" not in str(error):
+        if "Unknown model" not in str(error) and "Invalid pretrained tag" not in str(error):
             raise
         near = difflib.get_close_matches(name.split(".")[0], timm.list_models(), n=4)
         raise UsageError(f"timm knows no backbone {name!r}; did you mean {', '.join(near) or 'another'}?") from error

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from flawmap.errors import DataError
+
 
 class Reservoir:
     """A uniform random sample of at most `most` rows of a stream of any length (algorithm R, a block at a time)."""
@@ -65,6 +67,10 @@ def k_centre(patch_ND: Tensor, keep: int, *, seed: int, projection: int = 0) -> 
 class _Search:
     def __init__(self, patch_ND: Tensor, keep: int) -> None:
         self.patch_ND, self.norm_N = patch_ND, patch_ND.square().sum(dim=1)
+        if not torch.isfinite(self.norm_N).all():
+            raise DataError("a feature of a good picture is not a finite number: check the backbone's weights")
+        # Closer than float rounding of expanded norms can tell: a copy of a row that is kept already.
+        self.copy = 16 * torch.finfo(patch_ND.dtype).eps * float(self.norm_N.max())
         self.keep, self.chosen = keep, patch_ND.new_empty(0, dtype=torch.long)
         self.bound_N = torch.full_like(self.norm_N, torch.inf)  # squared distance to the centres measured so far
         self.measured_N = torch.zeros(
@@ -74,7 +80,7 @@ class _Search:
     def run(self, first: int) -> Tensor:
         self.chosen = torch.tensor([first], device=self.patch_ND.device)
         self._measure(torch.arange(len(self.patch_ND), device=self.patch_ND.device))
-        while len(self.chosen) < self.keep and float(self.bound_N.max()) > 0:
+        while len(self.chosen) < self.keep and float(self.bound_N.max()) > self.copy:
             look = min(4096, len(self.bound_N))
             _, row_L = torch.topk(self.bound_N, look, sorted=False)
             self._measure(row_L)
@@ -90,7 +96,7 @@ class _Search:
         fresh: list[int] = []
         while len(self.chosen) + len(fresh) < self.keep:
             far = int(bound_L.argmax())
-            if float(bound_L[far]) < max(rest, 1e-12):
+            if float(bound_L[far]) <= self.copy or float(bound_L[far]) < rest:
                 break
             fresh.append(int(row_L[far]))
             gap_L = norm_L + norm_L[far] - 2 * (patch_LD @ patch_LD[far])

@@ -27,9 +27,20 @@ def frozen(backbone: Backbone, size: int, device: str = "cpu") -> Callable[[np.n
     """A function from pictures (B, 3, size, size) float32 to one (B, C, h, w) float32 a stage."""
     if device != "cpu":
         return _on_device(backbone, device)
+    kept = graph_file(backbone, size)
+    try:
+        return _in_onnxruntime(kept, backbone, size)
+    except Exception:  # a torn or changed file in the cache; ONNX Runtime raises classes of its own
+        kept.unlink()
+        return _in_onnxruntime(graph_file(backbone, size), backbone, size)
+
+
+def _in_onnxruntime(graph: Path, backbone: Backbone, size: int) -> Callable[[np.ndarray], Features]:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(graph_file(backbone, size), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
     def features(image_B3HW: np.ndarray) -> Features:
         return tuple(np.asarray(feat) for feat in session.run(None, {"image": image_B3HW}))

@@ -64,7 +64,7 @@ class Embed(nn.Module):
 def grid_of(shapes: Sequence[tuple[int, ...]], size: int, stride: int) -> tuple[int, int]:
     """The patch grid: that of the finest stage whose patches stand at least `stride` pixels apart."""
     grids = sorted({(shape[1], shape[2]) for shape in shapes}, reverse=True)
-    return next((grid for grid in grids if size >= stride * grid[0]), grids[-1])
+    return next((grid for grid in grids if -(-size // grid[0]) >= stride), grids[-1])
 
 
 def to_patches(feat_BDhw: Tensor) -> Tensor:

@@ -54,7 +54,8 @@ def _from_file(path: Path, origin: str) -> Weights:
         raise DataError(
             f"{path}: weights are read from .safetensors only, since other formats can run code on loading. Convert "
             'once, where you trust the file: python -c "import torch, safetensors.torch as s; '
-            f"s.save_file(torch.load('{path.name}', weights_only=True), '{path.stem}.safetensors')\""
+            f"s.save_file({{k: v.contiguous() for k, v in torch.load('{path.name}', weights_only=True).items()}}, "
+            f"'{path.stem}.safetensors')\""
         )
     try:
         content = path.read_bytes()
