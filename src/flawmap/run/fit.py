@@ -167,7 +167,7 @@ class Fitting:
         if self.recipe.false_alarm is not None and least_parts(self.recipe.false_alarm) > count:
             least = f"{100 / (count + 1):.1f} %" if count else "nothing"
             raise CalibrationError(
-                f"{count} good parts for calibration cannot promise {self.recipe.false_alarm:.2%} false alarms: the "
+                f"{count} good parts for calibration cannot promise {self.recipe.false_alarm * 100:g} % false alarms: the "
                 f"least they can promise is {least} on average; it takes {least_parts(self.recipe.false_alarm)}"
             )
         if self.crossed or len(parts) < 2:
