@@ -37,7 +37,7 @@ from flawmap.features.frozen import frozen
 from flawmap.images.decode import Intake
 from flawmap.images.folder import find
 from flawmap.images.split import split
-from flawmap.run.train import draw
+from flawmap.run.feed import draw
 from flawmap.types import Batch
 from flawmap.verdict.metrics import PixelMetrics, auroc
 

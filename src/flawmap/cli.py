@@ -101,8 +101,12 @@ def _fit(verbs: Any) -> None:
     verb.add_argument("--save", type=Path, metavar="FILE", help="also write the bundle here")
     verb.add_argument("--seed", type=int, default=0, help="default: 0")
     verb.add_argument("--false-alarm", type=float, metavar="RATE", help="default: max(0.01, 1 / (good parts + 1))")
-    verb.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="of the parts, for calibration: 0.2")
+    verb.add_argument(
+        "--held-out", type=float, default=0.2, metavar="SHARE", help="of the parts, for calibration: 0.2; 0: no verdict"
+    )
     verb.add_argument("--folds", type=int, default=5, help="of cross-fitting, when parts are few: 5")
+    verb.add_argument("--shots", type=int, metavar="K", help="fit on so many good parts only")
+    verb.add_argument("--draw", type=int, default=0, help="which draw of them: 0")
     verb.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where runs go; default: runs")
     verb.add_argument("--device", default="auto", help="auto, cpu or cuda")
     verb.add_argument("--resume", action="store_true", help="go on with the newest stopped run of the same recipe")
@@ -123,6 +127,8 @@ def _run_fit(args: argparse.Namespace) -> None:
         false_alarm=args.false_alarm,
         held_out=args.held_out,
         folds=args.folds,
+        shots=args.shots,
+        draw=args.draw,
         out=args.out,
         part_pattern=args.part_pattern,
         skip_bad=args.skip_bad,
@@ -237,9 +243,19 @@ def _data(verbs: Any) -> None:
     verb = _verb(verbs, "data", _run_data, "audit a data set; exit code 3 when something would spoil a result")
     verb.add_argument("data", help="a folder, a data set in MVTec's layout, or a list (.csv, .jsonl)")
     verb.add_argument("--part-pattern", metavar="REGEX", help="its first group in a picture's name is the part shown")
+    verb.add_argument("--show-synthesis", type=Path, metavar="PNG", help="write a sheet of good pictures with defects")
+    verb.add_argument("--synthesis", default="pouta", help="the sheet's recipe: pouta, draem or memseg; default: pouta")
+    verb.add_argument("--textures", default="", metavar="DIR", help="the sheet's pictures to paint with")
+    verb.add_argument("--size", type=int, default=224, metavar="PX", help="of the sheet's pictures; default: 224")
 
 
 def _run_data(args: argparse.Namespace) -> int:
+    if args.show_synthesis:
+        from flawmap.run.sheet import synthesis_sheet
+
+        path = synthesis_sheet(args.data, args.show_synthesis, args.synthesis, args.textures, args.size)
+        _print(args, {"sheet": str(path)})
+        return 0
     from flawmap.images.audit import audit
     from flawmap.images.folder import find, strays
 

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from flawmap.detectors.base import Detector
 
 DETECTORS = {
+    "draem": "draem:DRAEM",
     "patchcore": "patchcore:PatchCore",
+    "pouta": "pouta:POUTA",
     "simplenet": "simplenet:SimpleNet",
 }
 

@@ -47,6 +47,8 @@ class Detector(nn.Module):
     needs_end: ClassVar[bool] = False
     # Leave-part-out scores may calibrate it: adding parts to what it remembers changes little, and only downwards.
     cross_fits: ClassVar[bool] = False
+    batch_size: ClassVar[int] = 8  # pictures a step
+    mixed_precision: ClassVar[bool] = False  # its loss bears bfloat16
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @dataclass(frozen=True)
@@ -128,6 +130,27 @@ class FrozenDetector(Detector):
     def head(self, feats: tuple[Tensor, ...]) -> Prediction:
         """One (B, C, h, w) a stage -> Prediction."""
         raise NotImplementedError
+
+
+class SynthesisDetector(Detector):
+    """Learns from good pictures into which synthesis paints defects: batch.image, batch.clean, batch.mask."""
+
+    mixed_precision = True
+
+    @dataclass(frozen=True)
+    class Config(Detector.Config):
+        steps: int = option(18_150, "steps of training, each on 8 pictures", least=1)
+        rate: float = option(2e-4, "learning rate of Adam; x 0.2 at 80 % and again at 90 % of the steps", above=0)
+        synthesis: str = option("pouta", "recipe of the painted defects: pouta, draem or memseg")
+        textures: str = option("", "a folder of pictures to paint with, such as DTD; empty: drawn textures")
+        foreground: str = option("", "paint on the part only: bright, dark, or with a grey level such as dark:250")
+        seed: int = option(0, "of the first weights", least=0)
+
+    config: Config
+
+    def optimisers(self, steps: int) -> Optimisers:
+        adam = optim.Adam(self.parameters(), lr=self.config.rate)
+        return [(adam, optim.lr_scheduler.MultiStepLR(adam, [int(0.8 * steps), int(0.9 * steps)], gamma=0.2))]
 
 
 def _check_ranges(method: str, config: Any) -> None:

@@ -38,7 +38,17 @@ def folds(samples: Iterable[Sample], k: int, seed: int) -> list[list[Sample]]:
     return [_gather(parts[fold::k]) for fold in range(k)]
 
 
-def _shuffled(samples: Iterable[Sample], seed: int) -> list[list[Sample]]:
+def shots(samples: Iterable[Sample], k: int, draw: int) -> list[Sample]:
+    """All views of `k` parts, one of many draws: the same ones for every method. DataError: fewer parts than `k`."""
+    if k < 1 or draw < 0:
+        raise UsageError(f"shots is {k} and draw is {draw}; give 1 part or more, and draws from 0")
+    parts = _shuffled(samples, f"shots {draw}")
+    if len(parts) < k:
+        raise DataError(f"{k} shots were asked for and there are {len(parts)} good parts")
+    return _gather(parts[:k])
+
+
+def _shuffled(samples: Iterable[Sample], seed: int | str) -> list[list[Sample]]:
     """The samples of each part, parts in the order of their hashes."""
     by_part: dict[str, list[Sample]] = defaultdict(list)
     for sample in samples:

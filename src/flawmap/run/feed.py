@@ -1,40 +1,52 @@
-"""What a detector is fed while it is fitted: pictures, or their frozen features when it has a head."""
+"""What a detector is fed while it is fitted: pictures, painted pictures, or their frozen features when it has a head."""
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
-from flawmap.detectors.base import Detector, FrozenDetector
+from flawmap.detectors.base import Detector, FrozenDetector, SynthesisDetector
+from flawmap.errors import DataError, UsageError
+from flawmap.images import folder as _folder
 from flawmap.images.decode import Intake
+from flawmap.run import parallel
 from flawmap.run.progress import progress
 from flawmap.run.store import FeatureStore
+from flawmap.synthesis import Synthesis, Texture
 from flawmap.types import Batch, Prediction, Sample
 
 PASS = 8  # pictures in a batch of `begin`, `end` and scoring
+TEXTURES = 2000  # as many stay in memory
 
 
 class Feed:
-    """Batches of samples by their row. Frozen features are computed on the first use of `prepare`."""
+    """Batches of samples by their row. What the network needs of every picture is computed once, by `prepare`."""
 
     def __init__(
         self, detector: Detector, samples: Sequence[Sample], intake: Intake, folder: Path, device: str
     ) -> None:
         self.samples, self.intake, self.device = samples, intake, device
-        self.store: FeatureStore | None = None
-        if isinstance(detector, FrozenDetector):
-            self.store = FeatureStore(folder, detector.backbone.shapes, len(samples))
+        self.frozen = isinstance(detector, FrozenDetector)
+        self.synthesis = synthesis_of(detector)
+        shapes = detector.backbone.shapes if isinstance(detector, FrozenDetector) else [(3, *intake.size)]
+        self.store = FeatureStore(folder, shapes, len(samples)) if self.frozen or self.synthesis else None
 
     def prepare(self, detector: Detector) -> None:
-        if self.store is None or self.store.done == len(self.samples) or not isinstance(detector, FrozenDetector):
+        if self.store is None or self.store.done == len(self.samples):
             return
-        from flawmap.features.frozen import frozen
+        features, what = (lambda image_B3HW: (image_B3HW,)), "pictures"
+        if isinstance(detector, FrozenDetector):
+            from flawmap.features.frozen import frozen
 
-        features = frozen(detector.backbone, detector.config.size, self.device)
-        with progress("features", len(self.samples)) as tick:
+            features, what = frozen(detector.backbone, detector.config.size, self.device), "features"
+        with progress(what, len(self.samples)) as tick:
             self.store.fill(self.image, features, tick)
 
     def image(self, row: int) -> np.ndarray:
@@ -42,10 +54,25 @@ class Feed:
         return self.intake(self.samples[row].source)[0]
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        if self.store is not None:
+        if self.frozen and self.store is not None:
             return _to(self.store.batch(rows), self.device)
         image_B3HW = torch.from_numpy(np.stack([self.image(int(row)) for row in rows]))
         return _to(Batch(image=image_B3HW, clean=image_B3HW), self.device)
+
+    def painted(self, rows: Sequence[int] | np.ndarray, seeds: Iterable[Sequence[int]]) -> Batch:
+        """The pictures with a known false defect each, or as they are; a seed decides all of a picture's."""
+        assert self.synthesis is not None
+        assert self.store is not None
+        made = [self.synthesis(self.store.stages[0][row], seed) for row, seed in zip(rows, seeds, strict=True)]
+        image, clean, mask = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
+        return Batch(image=image, clean=clean, mask=mask)
+
+    def steps(self, rows: np.ndarray, batch_size: int, seed: int, start: int, steps: int) -> Iterator[Batch]:
+        """The batches of training; a step's depends on nothing but `rows`, `seed` and its number."""
+        workers = _workers(self.device) if self.synthesis else 0
+        batches = _Steps(self, rows, batch_size, seed)
+        loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=workers)
+        return (_to(batch, self.device) for batch in loader)
 
     def one_pass(self, rows: Sequence[int]) -> Iterable[Batch]:
         return _Pass(self, rows)
@@ -65,6 +92,67 @@ class Feed:
                 yield row, Prediction(found.map[place].cpu().numpy(), float(found.score[place]))
 
 
+def draw(pictures: int, batch_size: int, step: int, seed: int) -> np.ndarray:
+    """The places of a step: every epoch is a fresh shuffle, and batches run on across the end of an epoch."""
+    first = step * batch_size
+    places = []
+    for place in range(first, first + batch_size):
+        epoch, index = divmod(place, pictures)
+        places.append(np.random.default_rng((seed, epoch)).permutation(pictures)[index])
+    return np.array(places)
+
+
+def synthesis_of(detector: Detector) -> Synthesis | None:
+    """What paints defects for a detector that learns from them."""
+    if not isinstance(detector, SynthesisDetector):
+        return None
+    config = detector.config
+    texture = textures(config.textures) if config.textures else None
+    return Synthesis(config.synthesis, texture=texture, foreground=config.foreground)
+
+
+def textures(folder: str) -> Texture:
+    """Any picture of the folder, squashed to the size that is asked for."""
+    if not Path(folder).is_dir():
+        raise UsageError(f"textures: there is no folder {folder}")
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _folder.SUFFIXES)
+    if not files:
+        raise DataError(f"{folder}: no pictures to paint with ({' '.join(sorted(_folder.SUFFIXES))})")
+
+    @lru_cache(TEXTURES)
+    def read(place: int, size: tuple[int, int]) -> np.ndarray:
+        return (Intake(size)(files[place])[0] * 255).round().astype(np.uint8)
+
+    def texture(random: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+        return read(int(random.integers(len(files))), size).astype(np.float32) / 255
+
+    return texture
+
+
+def _workers(device: str) -> int:
+    """Processes that paint ahead of a GPU. On a CPU they would only take turns with the step (benchmarks/step.py)."""
+    if device == "cpu" or "fork" not in multiprocessing.get_all_start_methods():
+        return 0
+    return min(4, (os.cpu_count() or 1) - 1)
+
+
+class _Steps(Dataset[Batch]):
+    """The batch of a step, of this process's share of it."""
+
+    def __init__(self, feed: Feed, rows: np.ndarray, batch_size: int, seed: int) -> None:
+        self.feed, self.rows, self.batch_size, self.seed = feed, rows, batch_size, seed
+        if batch_size % parallel.world():
+            raise UsageError(f"{batch_size} pictures a step cannot be shared by {parallel.world()} processes")
+
+    def __getitem__(self, step: int) -> Batch:
+        share = slice(parallel.rank(), None, parallel.world())
+        rows = self.rows[draw(len(self.rows), self.batch_size, step, self.seed)[share]]
+        if self.feed.synthesis is None:
+            return self.feed.batch(rows)
+        seeds = [(self.seed, step, place) for place in range(self.batch_size)[share]]
+        return self.feed.painted(rows, seeds)
+
+
 class _Pass:
     """Batches in order; can be walked more than once."""
 
@@ -79,7 +167,7 @@ class _Pass:
 def _to(batch: Batch, device: str) -> Batch:
     if device == "cpu":
         return batch
-    if batch.features is not None:
-        return Batch(features=tuple(feat.to(device) for feat in batch.features))
-    image = batch.image.to(device)
-    return Batch(image=image, clean=image)
+    values = {name: getattr(batch, name) for name in ("image", "clean", "mask", "generic")}
+    moved = {name: value.to(device, non_blocking=True) for name, value in values.items() if value is not None}
+    features = tuple(feat.to(device) for feat in batch.features) if batch.features is not None else None
+    return Batch(features=features, **moved)

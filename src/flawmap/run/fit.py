@@ -23,6 +23,7 @@ from flawmap.errors import CalibrationError, DataError, UsageError
 from flawmap.images import folder as _folder
 from flawmap.images.decode import Intake
 from flawmap.images.split import folds as _folds
+from flawmap.images.split import shots as _shots
 from flawmap.images.split import split
 from flawmap.run import export
 from flawmap.run.bundle import Bundle, card
@@ -56,6 +57,8 @@ def fit(
     false_alarm: float | None = None,
     held_out: float = 0.2,
     folds: int = 5,
+    shots: int | None = None,
+    draw: int = 0,
     out: str | Path = "runs",
     part_pattern: str | None = None,
     skip_bad: bool = False,
@@ -65,16 +68,22 @@ def fit(
 ) -> Model:
     """A calibrated model from good pictures: a folder, a list (.csv, .jsonl), files or arrays.
 
-    Of a data set with train and test, only the good pictures of train are used. `resume` goes on with the newest
+    Of a data set with train and test, only the good pictures of train are used; with `shots` only so many of their
+    parts, the draw `draw` of many. `held_out` is the share of the parts that calibrate: with 0 all are fitted, and
+    there is no calibration and no verdict. `resume` goes on with the newest
     unfinished run of the same recipe, or with the run folder it names. The run's folder is `model.run`. `name` is what
     the pictures are called where `source` is no path.
     """
-    if not 0 < held_out < 1 or folds < 2:
-        raise UsageError("held_out is a share between 0 and 1, folds are at least 2")
+    if not 0 <= held_out < 1 or folds < 2:
+        raise UsageError("held_out is a share from 0 to below 1, folds are at least 2")
+    if held_out == 0 and false_alarm is not None:
+        raise UsageError("with held_out 0 nothing is left to promise a rate of false alarms")
     detector = create(method, {"seed": seed, **(options or {})})
     samples = [s for s in _folder.find(source, part_pattern=part_pattern) if s.split == "train" and s.good]
     if not samples:
         raise DataError(f"{source}: no good pictures to fit on")
+    if shots is not None:
+        samples = _shots(samples, shots, draw)
     say(f"checking {len(samples)} pictures")
     samples, left_out = _folder.check(samples, skip_bad=skip_bad)
     for picture, reason in left_out:
@@ -87,6 +96,8 @@ def fit(
         seed=seed,
         held_out=held_out,
         folds=folds,
+        shots=shots,
+        draw=draw if shots is not None else None,
         false_alarm=false_alarm,
         device=_device(device),
     )
@@ -159,7 +170,7 @@ class Fitting:
         """fit or calibration, by part; every picture is both where the method cross-fits and parts are few."""
         parts = {s.part for s in self.samples}
         self.crossed = self._crosses(len(parts))
-        if self.crossed or len(parts) < 2:
+        if self.crossed or len(parts) < 2 or not self.recipe.held_out:
             count = len(parts) if self.crossed else 0
         else:
             _, held = split(self.samples, (1 - self.recipe.held_out, self.recipe.held_out), self.recipe.seed)
@@ -167,17 +178,22 @@ class Fitting:
         if self.recipe.false_alarm is not None and least_parts(self.recipe.false_alarm) > count:
             least = f"{100 / (count + 1):.1f} %" if count else "nothing"
             raise CalibrationError(
-                f"{count} good parts for calibration cannot promise {self.recipe.false_alarm * 100:g} % false alarms: the "
-                f"least they can promise is {least} on average; it takes {least_parts(self.recipe.false_alarm)}"
+                f"{count} good parts for calibration cannot promise {self.recipe.false_alarm * 100:g} % false alarms: "
+                f"the least they can promise is {least} on average; it takes {least_parts(self.recipe.false_alarm)}"
             )
-        if self.crossed or len(parts) < 2:
+        if self.crossed or len(parts) < 2 or not self.recipe.held_out:
             return ["fit"] * len(self.samples)
         held_names = {s.name for s in held}
         return ["calibration" if s.name in held_names else "fit" for s in self.samples]
 
     def _crosses(self, parts: int) -> bool:
         target = self.recipe.false_alarm or 0.01
-        return self.detector.cross_fits and parts > 1 and int(parts * self.recipe.held_out) < least_parts(target)
+        return (
+            self.recipe.held_out > 0
+            and self.detector.cross_fits
+            and parts > 1
+            and int(parts * self.recipe.held_out) < least_parts(target)
+        )
 
     def _write_data(self) -> None:
         if (self.run / "data.jsonl").exists():
@@ -206,14 +222,12 @@ class Fitting:
             with torch.no_grad():
                 detector.begin(self.feed.one_pass(rows))
         if detector.steps:
-            array = np.array(rows)
-            with progress("training", detector.steps) as tick:
+            steps, array = detector.steps, np.array(rows)
+            with progress("training", steps) as tick:
                 train(
                     detector,
-                    lambda places: self.feed.batch(array[places]),
-                    len(rows),
+                    lambda start: self.feed.steps(array, detector.batch_size, self.recipe.seed, start, steps),
                     seed=self.recipe.seed,
-                    batch_size=8,
                     checkpoint=checkpoint,
                     log=self.log,
                     tick=tick,
@@ -233,7 +247,8 @@ class Fitting:
             engine, rows = self.exported.name, [i for i, role in enumerate(self.roles) if role == "calibration"]
             found = self._scores(lambda: self._judged(rows), self.work / "calibration") if rows else {}
         if not found:
-            say("one good part only: the model is not calibrated and gives no verdict")
+            why = "one good part only" if self.recipe.held_out else "no part is held out"
+            say(f"{why}: the model is not calibrated and gives no verdict")
             return None
         self.calibrated = [Calibrated(self.samples[i], *found[i]) for i in rows]
         write_csv(

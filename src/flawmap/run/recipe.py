@@ -32,6 +32,8 @@ class Recipe:
     seed: int = 0
     held_out: float = 0.2  # share of the parts that fitting does not see, where the method does not cross-fit
     folds: int = 5  # of cross-fitting
+    shots: int | None = None  # so many good parts only, of the draw `draw`
+    draw: int | None = None
     false_alarm: float | None = None  # None: max(1 %, 1 / (parts + 1))
     device: str = "cpu"
 

@@ -1,17 +1,18 @@
 """The training loop, and checkpoints from which it goes on as if it had never stopped.
 
-Every step seeds torch anew from (seed, step) and draws its pictures from (seed, epoch), so that nothing but weights,
+Every step seeds torch anew from (seed, step) and its pictures come from (seed, step) too, so that nothing but weights,
 buffers and the optimisers' state has to be carried over. A checkpoint is one safetensors file, written whole or not at
 all; the log is only written with it, so that no logged step is ever repeated.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +20,43 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from flawmap.detectors.base import Detector, Optimisers
 from flawmap.errors import FlawmapError
+from flawmap.run import parallel
 from flawmap.run.recipe import Log
 from flawmap.types import Batch
 
-CHECKPOINT_S = 5.0  # seconds between two checkpoints
+CHECKPOINT_S = 5.0  # least seconds between two checkpoints
+CHECKPOINT_SHARE = 0.02  # of the time may go into writing them
 
 
 def train(
     detector: Detector,
-    batch_of: Callable[[np.ndarray], Batch],
-    pictures: int,
+    batches: Callable[[int], Iterable[Batch]],
     *,
     seed: int,
-    batch_size: int,
     checkpoint: Path,
-    log: Log,
+    log: Log | None,
     tick: Callable[[int, float], None],
 ) -> None:
-    """Asks for `detector.steps` losses. `batch_of(rows)` gives the batch of these pictures."""
+    """Asks for `detector.steps` losses. `batches(step)` gives the batches from that step on.
+
+    Under torchrun every process has its share of a batch; the one of rank 0 alone has a `log`, and writes.
+    """
     steps, optimisers = detector.steps, detector.optimisers(detector.steps)
     start = restore(detector, optimisers, checkpoint) if checkpoint.exists() else 0
     detector.train()
+    if detector.mixed_precision:  # convolutions are faster with the channels of a pixel side by side
+        detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loss_of = parallel.spread(_Loss(detector))
     pending: list[dict[str, Any]] = []
-    saved = time.monotonic()
-    for step in range(start, steps):
+    saved, wait = time.monotonic(), CHECKPOINT_S
+    for step, batch in zip(range(start, steps), batches(start), strict=True):
         torch.manual_seed(_mix(seed, step))
-        loss, parts = detector.loss(batch_of(draw(pictures, batch_size, step, seed)))
+        with _precision(detector):
+            loss, parts = loss_of(batch)
         value = loss.item()
         if not math.isfinite(value):
             raise FlawmapError(f"the loss is {value} at step {step}: check the pictures and the options")
@@ -58,23 +67,43 @@ def train(
             optimiser.step()
             if schedule is not None:
                 schedule.step()
+        if log is None:
+            continue
         pending.append({"event": "step", "step": step, "loss": value, **parts})
         tick(step + 1, value)
-        if time.monotonic() - saved > CHECKPOINT_S or step + 1 == steps:
+        if time.monotonic() - saved > wait or step + 1 == steps:
+            begun = time.monotonic()
             save(detector, optimisers, step + 1, checkpoint)
             log.many(pending)
             pending, saved = [], time.monotonic()
+            wait = max(CHECKPOINT_S, (saved - begun) / CHECKPOINT_SHARE)
+    detector.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     detector.eval()
 
 
-def draw(pictures: int, batch_size: int, step: int, seed: int) -> np.ndarray:
-    """The rows of a step: every epoch is a fresh shuffle, and batches run on across the end of an epoch."""
-    first = step * batch_size
-    rows = []
-    for place in range(first, first + batch_size):
-        epoch, index = divmod(place, pictures)
-        rows.append(np.random.default_rng((seed, epoch)).permutation(pictures)[index])
-    return np.array(rows)
+class _Loss(nn.Module):
+    """Torch spreads a module's forward over processes; ours is the loss."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
+        return self.detector.loss(batch)
+
+
+def _precision(detector: Detector) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 where the processor multiplies its matrices, for detectors that say they bear it (benchmarks/step.py)."""
+    device = next(detector.parameters()).device.type
+    if not detector.mixed_precision or not _multiplies_bfloat16(device):
+        return contextlib.nullcontext()
+    return torch.autocast(device, torch.bfloat16)
+
+
+def _multiplies_bfloat16(device: str) -> bool:
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
 
 
 def save(detector: Detector, optimisers: Optimisers, step: int, path: Path) -> None:

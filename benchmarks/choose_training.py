@@ -1,0 +1,135 @@
+"""Chooses norm, learning rate and synthesis of the small POUTA without a look at any test picture.
+
+Of a category's good training pictures some parts train the network and others are held out; each held-out picture is
+judged as it is and with artificial defects (artificial_defects.py: not those that it is trained with), whose masks are
+exact. Prints the table of docs/defaults.md. Rows already in benchmarks/out/choose_training.jsonl are not run again;
+several of this script share the work with --shard 0/2, 1/2.
+
+    python benchmarks/choose_training.py [--steps 400] [--shard 0/1] [--only norm]
+
+The pictures are found by FLAWMAP_DATA, else in ../shared/data; the textures of DTD in ../shared/sources.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from choose_defaults import METRICS, pictures
+from PIL import Image
+
+from flawmap.detectors import create
+from flawmap.detectors.base import SynthesisDetector
+from flawmap.images.decode import Intake
+from flawmap.run.feed import Feed
+from flawmap.run.recipe import Log
+from flawmap.run.train import train
+from flawmap.types import GOOD, Sample
+from flawmap.verdict.metrics import PixelMetrics, auroc
+
+HERE = Path(__file__).resolve().parent
+ROOT = Path(os.environ.get("FLAWMAP_DATA") or HERE.parents[1] / "shared" / "data")
+DTD = ROOT.parent / "sources" / "textures_dtd"
+TABLE = HERE / "out" / "choose_training.jsonl"
+NAMES = ("mvtec/bottle", "glassfiber/glassfiber")
+PLAIN: dict[str, Any] = {"norm": "instance", "rate": 1e-3, "synthesis": "pouta"}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "instance, rate 1e-3, pouta": {},
+    "rate 2e-4": {"rate": 2e-4},
+    "norm none": {"norm": "none"},
+    "norm batch": {"norm": "batch"},
+    "synthesis draem": {"synthesis": "draem"},
+    "synthesis memseg": {"synthesis": "memseg"},
+    "textures of DTD": {"textures": "DTD"},
+}
+
+
+def judge(name: str, options: dict[str, Any], steps: int) -> dict[str, Any]:
+    """Trains, and holds maps and scores against the masks."""
+    chosen = PLAIN | options
+    if chosen.get("textures"):
+        chosen["textures"] = str(DTD)
+    detector = create("pouta", {"preset": "small", **chosen, "steps": steps})
+    assert isinstance(detector, SynthesisDetector)
+    size = detector.config.size
+    fit, held, mask = pictures(ROOT, name, 0)
+    samples = [Sample(as_bytes(image), str(i), str(i), kind=GOOD) for i, image in enumerate(fit)]
+    scratch = TABLE.parent / f"scratch-{os.getpid()}"
+    feed = Feed(detector, samples, Intake((size, size)), scratch / "pictures", "cpu")
+    feed.prepare(detector)
+    begun = time.perf_counter()
+    rows = np.arange(len(fit))
+    train(
+        detector,
+        lambda start: feed.steps(rows, 8, 0, start, steps),
+        seed=0,
+        checkpoint=scratch / "checkpoint",
+        log=Log(scratch / "log.jsonl"),
+        tick=lambda done, loss: print(f"{name} {options} {done} {loss:.3f}", flush=True) if done % 50 == 0 else None,
+    )
+    spent = time.perf_counter() - begun
+    intake, large = Intake((size, size)), mask.shape[1:]
+    pixels, scores = PixelMetrics(), []
+    with torch.inference_mode():
+        for image, truth in zip(held, mask, strict=True):
+            found = detector(torch.from_numpy(intake(as_bytes(image))[0][None]))
+            map = np.asarray(Image.fromarray(found.map[0].numpy()).resize(large[::-1], Image.Resampling.BILINEAR))
+            pixels.add(map, truth, good=not truth.any())
+            scores.append(float(found.score[0]))
+    result = pixels.result() | {"i_auroc": auroc(scores, mask.any(axis=(1, 2)))}
+    losses = [entry["loss"] for entry in Log(scratch / "log.jsonl").entries()]
+    for path in sorted(scratch.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    scratch.rmdir()
+    return {key: result[key] for key in METRICS} | {"train_s": round(spent), "loss": float(np.mean(losses[-20:]))}
+
+
+def as_bytes(image: np.ndarray) -> np.ndarray:
+    return (image * 255).round().astype(np.uint8)
+
+
+def rows() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in TABLE.read_text().splitlines()] if TABLE.exists() else []
+
+
+def table(steps: int) -> str:
+    lines = [f"| variant | category | {' | '.join(METRICS.values())} | last loss | s |", "|---|---|" + "---|" * 6]
+    for row in sorted(rows(), key=lambda r: (list(VARIANTS).index(r["variant"]), r["category"])):
+        if row["steps"] == steps:
+            cells = [f"{row[key]:.3f}" for key in (*METRICS, "loss")]
+            lines.append(f"| {row['variant']} | {row['category']} | {' | '.join(cells)} | {row['train_s']} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--shard", default="0/1", help="this part of so many")
+    parser.add_argument("--only", default="", help="variants whose name has this")
+    args = parser.parse_args()
+    part, parts = map(int, args.shard.split("/"))
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // parts))
+    TABLE.parent.mkdir(exist_ok=True)
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    jobs = [(variant, name) for variant in VARIANTS for name in NAMES if args.only in variant]
+    for variant, name in jobs[part::parts]:
+        if any((r["variant"], r["category"], r["steps"]) == (variant, name, args.steps) for r in rows()):
+            continue
+        row = {"variant": variant, "category": name, "steps": args.steps, "commit": commit}
+        row |= {"date": time.strftime("%Y-%m-%d"), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
+        row |= judge(name, VARIANTS[variant], args.steps)
+        with TABLE.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    print(table(args.steps))
+
+
+if __name__ == "__main__":
+    main()
