@@ -44,20 +44,24 @@ PLAIN: dict[str, Any] = {"norm": "instance", "rate": 1e-3, "synthesis": "pouta"}
 VARIANTS: dict[str, dict[str, Any]] = {
     "instance, rate 1e-3, pouta": {},
     "rate 2e-4": {"rate": 2e-4},
+    "rate 3e-3": {"rate": 3e-3},
     "norm none": {"norm": "none"},
     "norm batch": {"norm": "batch"},
     "synthesis draem": {"synthesis": "draem"},
     "synthesis memseg": {"synthesis": "memseg"},
     "textures of DTD": {"textures": "DTD"},
+    "DRAEM, rate 1e-3": {"method": "draem", "rate": 1e-3},
+    "DRAEM, rate 2e-4": {"method": "draem", "rate": 2e-4},
 }
 
 
 def judge(name: str, options: dict[str, Any], steps: int) -> dict[str, Any]:
     """Trains, and holds maps and scores against the masks."""
-    chosen = PLAIN | options
+    chosen = dict(options) if "method" in options else PLAIN | options
     if chosen.get("textures"):
         chosen["textures"] = str(DTD)
-    detector = create("pouta", {"preset": "small", **chosen, "steps": steps})
+    method = chosen.pop("method", "pouta")
+    detector = create(method, {"preset": "small", **chosen, "steps": steps})
     assert isinstance(detector, SynthesisDetector)
     size = detector.config.size
     fit, held, mask = pictures(ROOT, name, 0)

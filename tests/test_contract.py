@@ -33,7 +33,9 @@ every_method = pytest.mark.parametrize("method", DETECTORS)
 
 def _fit(method: str, world: Path, out: Path) -> Model:
     """With so many parts held out that no method cross-fits."""
-    options = {"size": 64, **({"steps": STEPS} if "steps" in describe(method)["options"] else {})}
+    about = describe(method)
+    options = {"size": 64, **({"steps": STEPS} if "steps" in about["options"] else {})}
+    options |= {"preset": "small"} if "small" in about["presets"] else {}
     return fit(world, method, options=options, seed=3, false_alarm=0.1, held_out=0.4, out=out, device="cpu")
 
 

@@ -57,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"flawmap {__version__}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    for add in (_demo, _fit, _evaluate, _calibrate, _inspect, _export, _report, _data, _doctor, _list):
+    for add in (_demo, _fit, _evaluate, _calibrate, _inspect, _export, _report, _reproduce, _data, _doctor, _list):
         add(verbs)
     return parser
 
@@ -239,6 +239,44 @@ def _run_report(args: argparse.Namespace) -> None:
     _print(args, {"report": str(bundle_report(load(args.bundle), path))})
 
 
+def _reproduce(verbs: Any) -> None:
+    verb = _verb(
+        verbs, "reproduce", _run_reproduce, "a table or a figure of a paper, from runs that are kept and go on"
+    )
+    verb.add_argument("name", nargs="?", help="which one; without it: the list")
+    verb.add_argument("--full", action="store_true", help="the paper's settings (wants a GPU); else those for a CPU")
+    verb.add_argument("--data", type=Path, metavar="DIR", help="the data set's folder; default: FLAWMAP_DATA")
+    verb.add_argument("--out", type=Path, default=Path("reproduce"), metavar="DIR", help="default: reproduce")
+    verb.add_argument("--only", default="", metavar="TEXT", help="run only what has this in its name")
+    verb.add_argument("--seeds", type=int, nargs="+", help="run only these")
+    verb.add_argument("--textures", default="", metavar="DIR", help="pictures to paint with, such as DTD")
+    verb.add_argument("--no-run", action="store_true", help="write the page from what has been run")
+    verb.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def _run_reproduce(args: argparse.Namespace) -> None:
+    from flawmap.run.reproduce import names, read, reproduce
+
+    if not args.name:
+        _print(args, {name: read(name).title for name in names()})
+        return
+    data = args.data or os.environ.get("FLAWMAP_DATA")
+    found = reproduce(
+        args.name,
+        Path(data) if data else None,
+        args.out,
+        full=args.full,
+        only=args.only,
+        seeds=args.seeds,
+        textures=args.textures,
+        train=not args.no_run,
+        device=args.device,
+    )
+    _print(args, found)
+    if not args.json:
+        print(f"\n{Path(found['page']).read_text(encoding='utf-8')}")
+
+
 def _data(verbs: Any) -> None:
     verb = _verb(verbs, "data", _run_data, "audit a data set; exit code 3 when something would spoil a result")
     verb.add_argument("data", help="a folder, a data set in MVTec's layout, or a list (.csv, .jsonl)")
@@ -246,6 +284,7 @@ def _data(verbs: Any) -> None:
     verb.add_argument("--show-synthesis", type=Path, metavar="PNG", help="write a sheet of good pictures with defects")
     verb.add_argument("--synthesis", default="pouta", help="the sheet's recipe: pouta, draem or memseg; default: pouta")
     verb.add_argument("--textures", default="", metavar="DIR", help="the sheet's pictures to paint with")
+    verb.add_argument("--foreground", default="", help="the sheet's part to paint on: bright, dark, or as dark:250")
     verb.add_argument("--size", type=int, default=224, metavar="PX", help="of the sheet's pictures; default: 224")
 
 
@@ -253,7 +292,9 @@ def _run_data(args: argparse.Namespace) -> int:
     if args.show_synthesis:
         from flawmap.run.sheet import synthesis_sheet
 
-        path = synthesis_sheet(args.data, args.show_synthesis, args.synthesis, args.textures, args.size)
+        path = synthesis_sheet(
+            args.data, args.show_synthesis, args.synthesis, args.textures, args.size, args.foreground
+        )
         _print(args, {"sheet": str(path)})
         return 0
     from flawmap.images.audit import audit

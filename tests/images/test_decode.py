@@ -473,7 +473,7 @@ def test_an_intake_goes_through_json_and_back():
             Intake(size, white, mpx)
 
 
-def test_a_mask_is_defect_above_127_or_where_only_0_and_1_stand_non_zero():
+def test_a_mask_is_defect_above_127_or_non_zero_where_nothing_exceeds_15():
     values = np.array([[0, 1, 127], [128, 255, 3]], np.uint8)
     np.testing.assert_array_equal(read_mask(write(values, "PNG"), (2, 3)), values > 127)
     ones = np.array([[0, 1, 1], [0, 0, 1]], np.uint8)
@@ -481,6 +481,9 @@ def test_a_mask_is_defect_above_127_or_where_only_0_and_1_stand_non_zero():
         mask = read_mask(source, (2, 3))
         assert mask.dtype == bool
         np.testing.assert_array_equal(mask, ones == 1)
+    for ids in (np.array([[0, 2, 9], [0, 0, 15]], dtype) for dtype in (np.uint8, np.uint16)):
+        np.testing.assert_array_equal(read_mask(write(ids, "PNG"), (2, 3)), ids > 0)
+    assert not read_mask(np.array([[0, 2, 9], [0, 0, 16]], np.uint8), (2, 3)).any()
     assert not read_mask(np.zeros((2, 3), np.uint8), (2, 3)).any()
 
 

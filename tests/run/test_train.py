@@ -13,8 +13,9 @@ from torch import Tensor, nn, optim
 from flawmap.detectors.base import Detector, Optimisers
 from flawmap.errors import FlawmapError
 from flawmap.run import train as training
+from flawmap.run.feed import draw
 from flawmap.run.recipe import Log
-from flawmap.run.train import draw, restore, save, train
+from flawmap.run.train import restore, save, train
 from flawmap.types import Batch
 
 PICTURES = torch.randn(11, 4, generator=torch.Generator().manual_seed(0))
@@ -56,10 +57,10 @@ def _run(detector: Detector, folder: Path, stop_at: int | None = None, seed: int
     log = Log(folder / "train.jsonl")
     train(
         detector,
-        lambda rows: Batch(image=PICTURES[rows]),
-        len(PICTURES),
+        lambda start: (
+            Batch(image=PICTURES[draw(len(PICTURES), 8, step, seed)]) for step in range(start, detector.steps)
+        ),
         seed=seed,
-        batch_size=8,
         checkpoint=folder / "checkpoint",
         log=log,
         tick=tick,

@@ -18,6 +18,7 @@ from torch import Tensor, nn, optim
 from flawmap.errors import UsageError
 from flawmap.features.backbone import EMBEDDED, Backbone
 from flawmap.features.patches import Embed, grid_of
+from flawmap.synthesis import Synthesis
 from flawmap.types import Batch, Prediction
 
 Schedule = optim.lr_scheduler.LRScheduler
@@ -147,6 +148,10 @@ class SynthesisDetector(Detector):
         seed: int = option(0, "of the first weights", least=0)
 
     config: Config
+
+    def __init__(self, config: Config, *, pretrained: bool = True) -> None:
+        Synthesis(config.synthesis, foreground=config.foreground)  # a recipe that is not there is told now
+        super().__init__(config, pretrained=pretrained)
 
     def optimisers(self, steps: int) -> Optimisers:
         adam = optim.Adam(self.parameters(), lr=self.config.rate)

@@ -35,7 +35,7 @@ class POUTA(SynthesisDetector):
     title = "POUTA"
     paper = "https://arxiv.org/abs/2312.12913"
     presets = {  # noqa: RUF012 (read only)
-        "small": {"width": 16, "size": 128, "window": 13, "steps": 1500},
+        "small": {"width": 16, "size": 128, "window": 13, "steps": 1500, "rate": 1e-3},  # docs/defaults.md
         # the paper's comparison: a reconstruction and a U-Net that is not told what the reconstruction knows
         "vanilla": {"reuse": False},
         "base": {"hsg": False, "mss": False},
@@ -100,12 +100,14 @@ class POUTA(SynthesisDetector):
     def forward(self, image: Tensor) -> Prediction:
         encoded, mapped = self.encode(image)
         decoded, repaired_B3HW = self.decode(mapped)
-        if self.config.reuse:
-            logits_B2HW = self._enlarged_sum(self.head, self.compare(encoded, decoded))
-        else:
-            logits_B2HW = self.find(torch.cat([repaired_B3HW, image], dim=1))
-        map_BHW = logits_B2HW.softmax(dim=1)[:, 1]
+        map_BHW = self.locate(image, encoded, decoded, repaired_B3HW).softmax(dim=1)[:, 1]
         return Prediction(map_BHW, score(map_BHW, self.config.window))
+
+    def locate(self, image: Tensor, encoded: list[Tensor], decoded: list[Tensor], repaired_B3HW: Tensor) -> Tensor:
+        """(B, 2, H, W): normal and not, before the softmax."""
+        if not self.config.reuse:
+            return self.find(torch.cat([repaired_B3HW, image], dim=1))
+        return self._enlarged_sum(self.head, self.compare(encoded, decoded))
 
     def encode(self, image: Tensor) -> tuple[list[Tensor], Tensor]:
         """F_E1 to F_E4, and F_M."""

@@ -38,7 +38,9 @@ from flawmap.errors import DataError, UsageError
 
 Source = Path | str | bytes | np.ndarray
 
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 MAX_MPX = 64.0
+MOST_ID = 15  # masks up to this value hold 0 and 1, or the ids of classes, as VisA's do
 WHITES = (1023, 4095, 16383, 65535)
 # The readers are called directly: Image.open would hold the picture against Pillow's global bomb limit, not ours.
 READERS: dict[str, tuple[tuple[bytes, ...], type[ImageFile]]] = {
@@ -82,7 +84,7 @@ def decode(source: Source, max_mpx: float = MAX_MPX) -> np.ndarray:
 
 
 def read_mask(source: Source, size_hw: tuple[int, int], of: str = "its picture") -> np.ndarray:
-    """(H, W) bool: above half of the range in any channel, or non-zero where every value is 0 or 1.
+    """(H, W) bool: above half of the range in any channel, or non-zero where no value exceeds 15 (ids of classes).
 
     DataError: not as large as the picture, which `of` names.
     """
@@ -95,7 +97,7 @@ def read_mask(source: Source, size_hw: tuple[int, int], of: str = "its picture")
             f"{label(source)}: the mask is {values.shape[1]} x {values.shape[0]} pixels, {of} is "
             f"{size_hw[1]} x {size_hw[0]}; give a mask of the picture's size"
         )
-    return values > 0 if values.max() <= 1 else values > np.iinfo(values.dtype).max // 2
+    return values > 0 if values.max() <= MOST_ID else values > np.iinfo(values.dtype).max // 2
 
 
 def white_level(peak: int) -> int:

@@ -4,9 +4,10 @@ A folder is read in the MVTec layout when it has `train/` or `test/`:
 
     train/good/  test/good/  test/<kind>/  ground_truth/<kind>/<stem>_mask.<any>
 
-else as one folder of good pictures, nested folders included. A list is a .csv with a header, or a .jsonl, of: path
-(relative to the list), split, kind (or label), mask, part. A `parts.csv` (path, part) in the folder says which pictures
-show one part; without it every picture is a part of its own.
+as a class of DAGM when it is called ClassN and has `Train/` and `Test/` (dagm.py), else as one folder of good pictures,
+nested folders included. A list is a .csv with a header, or a .jsonl, of: path (relative to the list), split, kind (or
+label), mask, part. A `parts.csv` (path, part) in the folder says which pictures show one part; without it every picture
+is a part of its own.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from flawmap.errors import DataError, UsageError
-from flawmap.images.decode import MAX_MPX, decode, label, read_mask
+from flawmap.images import dagm
+from flawmap.images.decode import MAX_MPX, SUFFIXES, decode, label, read_mask
 from flawmap.types import GOOD, Sample
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 CLUTTER = {"thumbs.db", "desktop.ini"}
 COLUMNS = ("path", "split", "kind", "label", "mask", "part")
 LAYOUT = ("train", "test", "ground_truth")
@@ -168,6 +169,8 @@ def _folder(root: Path, kind: str | None) -> list[Sample]:
     except OSError as error:
         raise DataError(f"{root}: the folder cannot be read ({error.strerror}); check its permissions") from error
     folders = [name[:-1] for name in found if name.endswith("/")]
+    if dagm.is_class(root, folders):
+        return _read_parts(root, dagm.samples(root))
     for name in folders:
         if name.lower() in LAYOUT and name not in LAYOUT:
             raise DataError(f"{root}: the folder {name} must be written {name.lower()}; rename it")
@@ -236,7 +239,7 @@ def _refuse_alias(kind: str, where: str) -> None:
         raise DataError(f"{where} would count as a defect; rename it to {GOOD!r}")
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
+def rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
     """(line, row) of a .csv or .jsonl."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -252,7 +255,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
 def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:
     """(place for errors, row without its empty cells); every row has a path, which exists and comes once."""
     seen: dict[str, str] = {}
-    for line, row in _rows(path):
+    for line, row in rows(path):
         where = f"{path}, line {line}"
         if not isinstance(row, dict) or not all(isinstance(value, str | None) for value in row.values()):
             raise DataError(f"{where}: give the columns {', '.join(columns)}, each a text")

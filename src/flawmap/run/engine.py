@@ -79,3 +79,16 @@ class TorchEngine:
         with torch.inference_mode():
             found = self.detector(torch.from_numpy(image_B3HW).to(self.device))
         return Prediction(found.map.cpu().numpy(), found.score.cpu().numpy())
+
+
+def device_named(device: str) -> str:
+    """cpu or cuda; auto is cuda where torch sees a GPU. UsageError: no such device, or none here."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda: torch sees no GPU here")
+    if device not in ("cpu", "cuda"):
+        raise UsageError(f"no device {device!r}; there are: auto, cpu, cuda")
+    return device

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from flawmap.detectors.base import Detector
+from flawmap.run.train import precision
 from flawmap.types import Batch
 
 LONG_H = 12.0  # of training on a CPU: more makes no sense when a smaller network would do
@@ -46,17 +47,24 @@ def estimate(detector: Detector, picture: Batch) -> Estimate:
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
+    tried.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimisers = tried.optimisers(max(1, detector.steps))
     weights = [p for p in tried.parameters() if p.requires_grad]
     weight_bytes = sum(p.numel() * p.element_size() for p in weights)
+
+    def step() -> None:
+        with precision(tried):
+            loss = tried.loss(picture)[0]
+        loss.backward()
+
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), FlopCounterMode(display=False) as flops:
-        tried.loss(picture)[0].backward()
+        step()
     for weight in weights:
         kept.pop(weight.untyped_storage().data_ptr(), None)
     took = []
     for _ in range(2):
         begun = time.perf_counter()
-        tried.loss(picture)[0].backward()
+        step()
         _wait(picture)
         took.append(time.perf_counter() - begun)
     begun = time.perf_counter()
@@ -69,7 +77,7 @@ def estimate(detector: Detector, picture: Batch) -> Estimate:
         size * min(took) + time.perf_counter() - begun,
         size * flops.get_total_flops() / 1e9,
         (size * sum(kept.values()) + 4 * weight_bytes) / 2**20,
-        peak_gflops(str(picture.image.device)),
+        peak_gflops(tried, str(picture.image.device)),
     )
 
 
@@ -80,17 +88,17 @@ def advice(detector: Detector, found: Estimate, device: str) -> str:
     small = detector.presets["small"]
     options = " ".join(f"--{name} {value}" for name, value in small.items() if name in ("width", "size", "steps"))
     return (
-        f"{_time(found.hours)} on this CPU makes no sense: use a GPU (--device cuda), or a network that is made for a "
-        f"CPU with --preset small ({options})"
+        f"\n{_time(found.hours)} on this CPU makes no sense: use a GPU (--device cuda), or a network made for a CPU "
+        f"with --preset small ({options})"
     )
 
 
-def peak_gflops(device: str) -> float:
-    """What a plain 3 x 3 convolution of 128 channels reaches here."""
-    conv = torch.nn.Conv2d(128, 128, 3, padding=1).to(device)
-    image = torch.rand(8, 128, 56, 56, device=device)
+def peak_gflops(detector: Detector, device: str) -> float:
+    """What a plain 3 x 3 convolution of 128 channels reaches here, in the precision that the detector is trained in."""
+    conv = torch.nn.Conv2d(128, 128, 3, padding=1).to(device, memory_format=torch.channels_last)
+    image = torch.rand(8, 128, 56, 56, device=device).to(memory_format=torch.channels_last)
     took = []
-    with torch.inference_mode():
+    with torch.inference_mode(), precision(detector):
         for _ in range(4):
             begun = time.perf_counter()
             conv(image)

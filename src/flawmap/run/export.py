@@ -87,6 +87,20 @@ def gate(
     }
 
 
+def golden(
+    sources: Sequence[Path | np.ndarray], engine: Engine, intake: Intake, calibration: Calibration | None
+) -> list[Golden]:
+    """A few pictures as they came, and two that were made to stand next to the threshold."""
+    found = [carried(f"good-{number}", source) for number, source in enumerate(sources)]
+    if calibration is None:
+        return found
+    for source in sources:
+        near = near_threshold(engine, intake, thinned(source), calibration.threshold)
+        if near:
+            return found + near
+    return found
+
+
 def export_bundle(path: Path, out: Path) -> dict[str, str]:
     """The graph made anew from the bundle's weights, through the gate, with what it takes to use it elsewhere."""
     import json

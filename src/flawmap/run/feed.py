@@ -1,4 +1,4 @@
-"""What a detector is fed while it is fitted: pictures, painted pictures, or their frozen features when it has a head."""
+"""What a detector is fed while it is fitted: pictures, painted pictures, or frozen features when it has a head."""
 
 from __future__ import annotations
 

@@ -18,29 +18,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flawmap.detectors import create
-from flawmap.detectors.base import Detector
+from flawmap.detectors.base import Detector, SynthesisDetector
 from flawmap.errors import CalibrationError, DataError, UsageError
 from flawmap.images import folder as _folder
 from flawmap.images.decode import Intake
 from flawmap.images.split import folds as _folds
 from flawmap.images.split import shots as _shots
 from flawmap.images.split import split
-from flawmap.run import export
+from flawmap.run import export, parallel
 from flawmap.run.bundle import Bundle, card
-from flawmap.run.engine import OnnxEngine, TorchEngine
+from flawmap.run.engine import OnnxEngine, TorchEngine, device_named
+from flawmap.run.estimate import advice, estimate
 from flawmap.run.feed import Feed
-from flawmap.run.model import Model
+from flawmap.run.model import Model, load
 from flawmap.run.progress import progress, say
-from flawmap.run.recipe import (
-    Log,
-    Recipe,
-    digest,
-    environment,
-    peak_mb,
-    run_folder,
-    write_csv,
-    write_json,
-)
+from flawmap.run.recipe import Log, Recipe, digest, environment, peak_mb, run_folder, write_csv, write_data, write_json
 from flawmap.run.train import train
 from flawmap.types import Prediction, Sample
 from flawmap.verdict.calibration import Calibration, least_parts
@@ -70,24 +62,15 @@ def fit(
 
     Of a data set with train and test, only the good pictures of train are used; with `shots` only so many of their
     parts, the draw `draw` of many. `held_out` is the share of the parts that calibrate: with 0 all are fitted, and
-    there is no calibration and no verdict. `resume` goes on with the newest
-    unfinished run of the same recipe, or with the run folder it names. The run's folder is `model.run`. `name` is what
-    the pictures are called where `source` is no path.
+    there is no verdict. `resume` goes on with the newest unfinished run of the same recipe, or with the run folder it
+    names. The run's folder is `model.run`. `name` is what the pictures are called where `source` is no path.
     """
     if not 0 <= held_out < 1 or folds < 2:
         raise UsageError("held_out is a share from 0 to below 1, folds are at least 2")
-    if held_out == 0 and false_alarm is not None:
-        raise UsageError("with held_out 0 nothing is left to promise a rate of false alarms")
     detector = create(method, {"seed": seed, **(options or {})})
-    samples = [s for s in _folder.find(source, part_pattern=part_pattern) if s.split == "train" and s.good]
-    if not samples:
-        raise DataError(f"{source}: no good pictures to fit on")
-    if shots is not None:
-        samples = _shots(samples, shots, draw)
-    say(f"checking {len(samples)} pictures")
-    samples, left_out = _folder.check(samples, skip_bad=skip_bad)
-    for picture, reason in left_out:
-        say(f"left out: {picture}: {reason}")
+    if parallel.world() > 1 and not isinstance(detector, SynthesisDetector):
+        raise UsageError(f"{method} is not trained by several processes: start flawmap without torchrun")
+    samples, left_out = _pictures(source, part_pattern, shots, draw, skip_bad)
     recipe = Recipe(
         data=name or (str(source) if isinstance(source, (str, Path)) else "pictures"),
         data_sha256=digest(samples),
@@ -99,10 +82,40 @@ def fit(
         shots=shots,
         draw=draw if shots is not None else None,
         false_alarm=false_alarm,
-        device=_device(device),
+        device=device_named(device),
     )
-    fitting = Fitting(recipe, detector, samples, left_out)
-    return fitting.go(run_folder(Path(out), recipe, resume))
+    return _together(Fitting(recipe, detector, samples, left_out), Path(out), resume)
+
+
+def _together(fitting: Fitting, out: Path, resume: bool | str | Path) -> Model:
+    """The run, by as many processes as torchrun has started."""
+    with parallel.group(fitting.device):
+        if parallel.rank() == 0:
+            run = run_folder(out, fitting.recipe, resume)
+            parallel.same_path(run, fitting.device)
+            model = fitting.go(run)
+            parallel.wait()
+            return model
+        run = parallel.same_path(None, fitting.device)
+        fitting.help(run)
+        parallel.wait()
+    return load(run / "bundle.flaw")
+
+
+def _pictures(
+    source: Any, part_pattern: str | None, shots: int | None, draw: int, skip_bad: bool
+) -> tuple[list[Sample], list[tuple[str, str]]]:
+    """Good pictures that can be used, and those left out with the reason."""
+    samples = [s for s in _folder.find(source, part_pattern=part_pattern) if s.split == "train" and s.good]
+    if not samples:
+        raise DataError(f"{source}: no good pictures to fit on")
+    if shots is not None:
+        samples = _shots(samples, shots, draw)
+    say(f"checking {len(samples)} pictures")
+    samples, left_out = _folder.check(samples, skip_bad=skip_bad)
+    for picture, reason in left_out:
+        say(f"left out: {picture}: {reason}")
+    return samples, left_out
 
 
 class Calibrated(NamedTuple):
@@ -126,7 +139,8 @@ class Fitting:
         samples: Sequence[Sample],
         left_out: Sequence[tuple[str, str]],
     ) -> None:
-        self.recipe, self.detector = recipe, detector.to(recipe.device)
+        self.recipe, self.device = recipe, parallel.own_device(recipe.device)
+        self.detector = detector.to(self.device)
         self.samples, self.left_out = samples, left_out
         self.hashes = [_folder.sha256(sample) for sample in samples]
         self.roles = self._roles()
@@ -139,13 +153,16 @@ class Fitting:
         self.run, self.work = run, run / "work"
         self.work.mkdir(exist_ok=True)
         self.log = Log(run / "train.jsonl")
-        self._write_data()
-        self.feed = Feed(self.detector, self.samples, self.intake, self.work / "features", self.recipe.device)
+        roles = ["fit and calibration (cross-fitted)"] * len(self.samples) if self.crossed else self.roles
+        write_data(run / "data.jsonl", self.samples, self.hashes, roles, self.left_out)
+        self.feed = Feed(self.detector, self.samples, self.intake, self.work / "features", self.device)
         if note := self.detector.memory_note(len(self.samples)):
             say(note)
         with self._stage("features"):
             self.feed.prepare(self.detector)
-        rows = [i for i, role in enumerate(self.roles) if role == "fit"]
+        parallel.wait()
+        self._foretell()
+        rows = self._fitted()
         with self._stage("fit"):
             self._learn(self.detector, rows, self.work / "model.safetensors")
         with self._stage("graph"):
@@ -165,6 +182,24 @@ class Fitting:
         bundle.origin = str(self.run / "bundle.flaw")
         shutil.rmtree(self.work)
         return model
+
+    def help(self, run: Path) -> None:
+        """What a process beside the first one does: its share of every step."""
+        self.run, self.work = run, run / "work"
+        parallel.wait()  # the first one makes the pictures ready
+        self.feed = Feed(self.detector, self.samples, self.intake, self.work / "features", self.device)
+        if not (self.work / "model.safetensors").exists():
+            self._train(self.detector, self._fitted(), self.work / "model.checkpoint", None)
+
+    def _fitted(self) -> list[int]:
+        return [i for i, role in enumerate(self.roles) if role == "fit"]
+
+    def _foretell(self) -> None:
+        """Says what training will take, and what makes no sense on a CPU."""
+        if self.feed.synthesis is None or (self.work / "model.safetensors").exists():
+            return
+        found = estimate(self.detector, self.feed.painted([0], [(self.recipe.seed,)]))
+        say(found.sentence(self.detector.batch_size) + advice(self.detector, found, self.device))
 
     def _roles(self) -> list[str]:
         """fit or calibration, by part; every picture is both where the method cross-fits and parts are few."""
@@ -188,25 +223,9 @@ class Fitting:
 
     def _crosses(self, parts: int) -> bool:
         target = self.recipe.false_alarm or 0.01
-        return (
-            self.recipe.held_out > 0
-            and self.detector.cross_fits
-            and parts > 1
-            and int(parts * self.recipe.held_out) < least_parts(target)
-        )
-
-    def _write_data(self) -> None:
-        if (self.run / "data.jsonl").exists():
-            return
-        role = "fit and calibration (cross-fitted)"
-        rows = [
-            {"name": s.name, "sha256": digest, "part": s.part, "role": role if self.crossed else r}
-            for s, digest, r in zip(self.samples, self.hashes, self.roles, strict=True)
-        ]
-        rows += [{"name": name, "left_out": reason} for name, reason in self.left_out]
-        temporary = self.run / ".data.jsonl.new"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        temporary.replace(self.run / "data.jsonl")
+        if not self.recipe.held_out or not self.detector.cross_fits or parts < 2:
+            return False
+        return int(parts * self.recipe.held_out) < least_parts(target)
 
     def _learn(self, detector: Detector, rows: Sequence[int], result: Path) -> None:
         """begin, the steps, end; the result is the detector's state."""
@@ -222,16 +241,7 @@ class Fitting:
             with torch.no_grad():
                 detector.begin(self.feed.one_pass(rows))
         if detector.steps:
-            steps, array = detector.steps, np.array(rows)
-            with progress("training", steps) as tick:
-                train(
-                    detector,
-                    lambda start: self.feed.steps(array, detector.batch_size, self.recipe.seed, start, steps),
-                    seed=self.recipe.seed,
-                    checkpoint=checkpoint,
-                    log=self.log,
-                    tick=tick,
-                )
+            self._train(detector, rows, checkpoint, self.log)
         if detector.needs_end:
             with torch.no_grad():
                 detector.end(self.feed.one_pass(rows))
@@ -239,9 +249,21 @@ class Fitting:
         save_file({key: value.contiguous() for key, value in detector.state_dict().items()}, temporary)
         temporary.replace(result)
 
+    def _train(self, detector: Detector, rows: Sequence[int], checkpoint: Path, log: Log | None) -> None:
+        steps, array, seed = detector.steps, np.array(rows), self.recipe.seed
+        with progress("training", steps) as tick:
+            train(
+                detector,
+                lambda start: self.feed.steps(array, detector.batch_size, seed, start, steps),
+                seed=seed,
+                checkpoint=checkpoint,
+                log=log,
+                tick=tick,
+            )
+
     def _calibrate(self) -> Calibration | None:
         if self.crossed:
-            engine, rows = TorchEngine(self.detector, self.recipe.device).name, list(range(len(self.samples)))
+            engine, rows = TorchEngine(self.detector, self.device).name, list(range(len(self.samples)))
             found = self._cross_fitted()
         else:
             engine, rows = self.exported.name, [i for i, role in enumerate(self.roles) if role == "calibration"]
@@ -280,7 +302,7 @@ class Fitting:
                 result = self.work / f"fold{number}"
                 if not result.with_suffix(".json").exists():
                     fold = create(self.recipe.method, dict(self.recipe.options), pretrained=False)
-                    fold = fold.to(self.recipe.device)
+                    fold = fold.to(self.device)
                     self._learn(fold, inside, result.with_suffix(".safetensors"))
                     self._scores(partial(self.feed.predict, fold, outside), result)
                     result.with_suffix(".safetensors").unlink()
@@ -339,7 +361,9 @@ class Fitting:
         from safetensors.torch import save
 
         detector = self.detector
-        golden = self._golden(self.exported, calibration)
+        order = sorted(range(len(self.samples)), key=lambda i: self.hashes[i])
+        sources = [self.samples[i].source for i in order[:3]]
+        golden = export.golden(sources, self.exported, self.intake, calibration)
         parity = export.gate(TorchEngine(detector), self.exported, self.intake, golden, calibration)
         peaks = [c.peak for c in self.calibrated] or [picture["peak"] for picture in parity["pictures"]]
         config = {
@@ -368,34 +392,9 @@ class Fitting:
         files["card.md"] = card(config, calibration, len(self.samples)).encode()
         return Bundle(files, str(self.run / "bundle.flaw"))
 
-    def _golden(self, engine: OnnxEngine, calibration: Calibration | None) -> list[export.Golden]:
-        """A few pictures as they came, and two that were made to stand next to the threshold."""
-        order = sorted(range(len(self.samples)), key=lambda i: self.hashes[i])
-        sources = [self.samples[i].source for i in order[:3]]
-        golden = [export.carried(f"good-{number}", source) for number, source in enumerate(sources)]
-        if calibration is None:
-            return golden
-        for source in sources:
-            near = export.near_threshold(engine, self.intake, export.thinned(source), calibration.threshold)
-            if near:
-                return golden + near
-        return golden
-
     @contextmanager
     def _stage(self, name: str) -> Iterator[None]:
         begun = time.monotonic()
         self.log.add(event="start", stage=name)
         yield
         self.log.add(event="done", stage=name, seconds=round(time.monotonic() - begun, 2))
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device cuda: torch sees no GPU here")
-    if device not in ("cpu", "cuda"):
-        raise UsageError(f"no device {device!r}; there are: auto, cpu, cuda")
-    return device

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from flawmap.errors import UsageError
 
@@ -31,7 +32,8 @@ def group(device: str) -> Iterator[None]:
     if world() == 1:
         yield
         return
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    kind = "nccl" if device.startswith("cuda") else "gloo"
+    distributed.init_process_group(kind, timeout=timedelta(hours=12))  # one alone reads, exports and judges
     try:
         yield
     finally:
@@ -63,6 +65,15 @@ def wait() -> None:
     """Until all processes are here."""
     if world() > 1:
         distributed.barrier()
+
+
+def mean(loss: Tensor) -> float:
+    """Over the processes, each with an equal share of the batch."""
+    value = loss.detach().float()
+    if world() > 1:
+        value = value / world()
+        distributed.all_reduce(value)
+    return value.item()
 
 
 def spread(network: Net) -> Net | nn.parallel.DistributedDataParallel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,14 +16,22 @@ Tick = Callable[..., None]
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Tick]:
     """Yields tick(done, loss=None)."""
-    if sys.stderr.isatty():
+    if _silent():
+        yield lambda done, loss=None: None
+    elif sys.stderr.isatty():
         yield from _bar(what, total)
     else:
         yield from _lines(what, total)
 
 
 def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    if not _silent():
+        print(text, file=sys.stderr, flush=True)
+
+
+def _silent() -> bool:
+    """Of several processes that train together, the first one speaks."""
+    return os.environ.get("RANK", "0") != "0"
 
 
 def _bar(what: str, total: int) -> Iterator[Tick]:

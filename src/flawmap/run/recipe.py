@@ -153,6 +153,24 @@ def environment() -> dict[str, Any]:
     }
 
 
+def write_data(
+    path: Path,
+    samples: Sequence[Sample],
+    hashes: Sequence[str],
+    roles: Sequence[str],
+    left_out: Iterable[tuple[str, str]],
+) -> None:
+    """Every picture of a run with its hash, part and role; written once."""
+    if path.exists():
+        return
+    rows = [
+        {"name": s.name, "sha256": digest, "part": s.part, "role": role}
+        for s, digest, role in zip(samples, hashes, roles, strict=True)
+    ]
+    rows += [{"name": name, "left_out": reason} for name, reason in left_out]
+    _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def digest(samples: Iterable[Sample]) -> str:
     """SHA-256 over names, parts and contents: the same for the same pictures in any order."""
     rows = sorted(f"{s.name}\0{s.part}\0{sha256(s)}" for s in samples)

@@ -55,9 +55,9 @@ def train(
     saved, wait = time.monotonic(), CHECKPOINT_S
     for step, batch in zip(range(start, steps), batches(start), strict=True):
         torch.manual_seed(_mix(seed, step))
-        with _precision(detector):
+        with precision(detector):
             loss, parts = loss_of(batch)
-        value = loss.item()
+        value = parallel.mean(loss)
         if not math.isfinite(value):
             raise FlawmapError(f"the loss is {value} at step {step}: check the pictures and the options")
         for optimiser, _ in optimisers:
@@ -92,8 +92,8 @@ class _Loss(nn.Module):
         return self.detector.loss(batch)
 
 
-def _precision(detector: Detector) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 where the processor multiplies its matrices, for detectors that say they bear it (benchmarks/step.py)."""
+def precision(detector: Detector) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 where the processor multiplies its matrices, for those that say they bear it (benchmarks/step.py)."""
     device = next(detector.parameters()).device.type
     if not detector.mixed_precision or not _multiplies_bfloat16(device):
         return contextlib.nullcontext()

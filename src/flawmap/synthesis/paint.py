@@ -134,7 +134,7 @@ def _translated(clean: np.ndarray, random: np.random.Generator) -> np.ndarray:
 
 
 def _turned(clean: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    """By any angle of at least 20 degrees; the corners show the picture mirrored."""
+    """By any angle of at least 20 degrees; the corners show a square picture mirrored."""
     angle, (high, wide) = random.uniform(20, 340), clean.shape[1:]
     image = np.asarray(_image(clean))
     pad = [(side // 4, side // 4) for side in (high, wide)]
@@ -152,9 +152,11 @@ def _soft(mask_HW: np.ndarray, deviation: float) -> np.ndarray:
 def _foreground(rule: str) -> Callable[[np.ndarray], np.ndarray] | None:
     if not rule:
         return None
-    side, _, level = rule.partition(":")
-    if side not in ("bright", "dark") or (level and not level.isdigit()):
-        raise UsageError(f"foreground is {rule!r}; give bright, dark, or one with a grey level such as dark:250")
+    side, colon, level = rule.partition(":")
+    if side not in ("bright", "dark") or (colon and not (level.isdecimal() and level.isascii() and int(level) < 255)):
+        raise UsageError(
+            f"foreground is {rule!r}; give bright, dark, or one with a grey level from 0 to 254 such as dark:250"
+        )
 
     def inside(clean: np.ndarray) -> np.ndarray:
         grey_HW = np.asarray(_image(clean).convert("L"))
@@ -178,5 +180,5 @@ def _image(array_3HW: np.ndarray) -> Image.Image:
     return Image.fromarray((array_3HW.transpose(1, 2, 0) * 255 + 0.5).astype(np.uint8))
 
 
-def _array(image: Image.Image) -> np.ndarray:
+def _array(image: Image.Image | np.ndarray) -> np.ndarray:
     return np.asarray(image, np.float32).transpose(2, 0, 1) / 255

@@ -86,7 +86,7 @@ def _grain(random: Random, size: tuple[int, int]) -> np.ndarray:
 def _tiles(random: Random, size: tuple[int, int]) -> np.ndarray:
     rows, columns = random.integers(3, 40, 2)
     grey = Image.fromarray(random.integers(0, 256, (rows, columns), dtype=np.uint8))
-    return np.asarray(grey.resize(size[::-1], Image.Resampling.NEAREST), np.float32)
+    return np.asarray(grey.resize((size[1], size[0]), Image.Resampling.NEAREST), np.float32)
 
 
 def _palette(random: Random, colours: int) -> np.ndarray:

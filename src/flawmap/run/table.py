@@ -1,0 +1,187 @@
+"""The run table: one line of JSON for every run that is done, so that work goes on where it stopped.
+
+A run is decided by its job: method, options, pictures, seed, shots. What has a row is not run again; several processes
+with one table share the work, since a job is claimed by a lock on its file. Trained models are kept beside the table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flawmap.run.progress import say
+from flawmap.run.recipe import Log
+from flawmap.types import Sample
+
+METRICS = ("i_auroc", "part_auroc", "p_auroc", "p_ap", "pro", "false_alarms", "escapes", "seconds_per_picture", "why")
+CURVE = 20  # points of a loss curve
+KEEP_S = 60  # a model that took longer to fit is kept for the figures
+
+
+@dataclass(frozen=True)
+class Job:
+    method: str
+    data: str  # name of the category
+    options: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    shots: int | None = None
+    draw: int = 0
+    held_out: float = 0.0  # of the good parts, for calibration; 0 as in the papers: all are fitted
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    def __str__(self) -> str:
+        words = [self.method, self.data, *(f"{key} {value}" for key, value in self.options.items())]
+        words += [f"{self.shots} shots, draw {self.draw}"] if self.shots else []
+        return ", ".join([*words, f"seed {self.seed}"])
+
+
+class Table:
+    """`root` holds table.jsonl, the models, and the runs that are not finished."""
+
+    def __init__(self, root: Path) -> None:
+        root.mkdir(parents=True, exist_ok=True)
+        self.root, self.path = root, root / "table.jsonl"
+
+    def rows(self) -> dict[str, dict[str, Any]]:
+        """By the job's key; of two rows the later one. Those of other defaults than today's do not count."""
+        if not self.path.exists():
+            return {}
+        lines = (line for line in self.path.read_text().split("\n") if line.endswith("}"))
+        return {row["key"]: row for row in map(json.loads, lines) if _as_today(row)}
+
+    def model(self, job: Job) -> Path | None:
+        path = self.root / "models" / f"{job.key}.flaw"
+        return path if path.exists() else None
+
+    def fill(self, jobs: Iterable[Job], samples_of: Mapping[str, Sequence[Sample]] | Any, device: str = "auto") -> None:
+        """Runs what has no row yet, in order. `samples_of(name)` are the pictures of a category."""
+        for job in jobs:
+            if job.key in self.rows():
+                continue
+            with self._claim(job) as mine:
+                if mine and job.key not in self.rows():
+                    say(f"== {job}")
+                    self._add(run(job, samples_of(job.data), self.root, device))
+
+    @contextmanager
+    def _claim(self, job: Job) -> Iterator[bool]:
+        """False when another process has it. The system drops the lock of a process that dies."""
+        try:
+            import fcntl
+        except ImportError:  # Windows: one process at a time
+            yield True
+            return
+        folder = self.root / "claims"
+        folder.mkdir(exist_ok=True)
+        with (folder / job.key).open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                yield False
+                return
+            yield True
+
+    def _add(self, row: Mapping[str, Any]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps(row, default=str) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def run(job: Job, samples: Sequence[Sample], root: Path, device: str) -> dict[str, Any]:
+    """Fits, judges the test pictures once, and says what it took. A fit that was stopped goes on."""
+    from flawmap.run.evaluate import evaluate
+    from flawmap.run.fit import fit
+
+    out, begun = root / "runs" / job.key, time.monotonic()
+    model = fit(
+        samples,
+        job.method,
+        options=job.options,
+        seed=job.seed,
+        held_out=job.held_out,
+        shots=job.shots,
+        draw=job.draw,
+        out=out,
+        device=device,
+        resume=True,
+        name=job.data,
+    )
+    assert model.run is not None
+    fitted = time.monotonic() - begun
+    found = evaluate(model, samples, out / "evaluation", name=job.data)
+    entries = Log(model.run / "train.jsonl").entries()
+    data = [json.loads(line) for line in (model.run / "data.jsonl").read_text().splitlines()]
+    row = {
+        "key": job.key,
+        **asdict(job),
+        **{key: found.metrics.get(key) for key in METRICS},
+        "pictures": found.metrics["pictures"],
+        "fitted_on": len(data),
+        "support": [entry["name"] for entry in data] if job.shots else None,
+        "curve": curve([entry["loss"] for entry in entries if entry["event"] == "step"]),
+        "steps": sum(entry["event"] == "step" for entry in entries),
+        "fit_s": round(sum(entry.get("seconds", 0) for entry in entries if entry["event"] == "done"), 1),
+        "evaluate_s": round(time.monotonic() - begun - fitted, 1),
+        "config": model.bundle.config["options"],
+        "promise": model.calibration.promise if model.calibration else None,
+        **made(),
+    }
+    if row["fit_s"] > KEEP_S:
+        (root / "models").mkdir(exist_ok=True)
+        shutil.copyfile(model.run / "bundle.flaw", root / "models" / f"{job.key}.flaw")
+    shutil.rmtree(out)
+    return row
+
+
+def _as_today(row: Mapping[str, Any]) -> bool:
+    from flawmap.detectors import detector_class
+
+    today = asdict(detector_class(row["method"]).configure({"seed": row["seed"], **row["options"]}))
+    return all(_plain(today.get(name)) == value for name, value in row["config"].items())
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def curve(losses: Sequence[float]) -> list[float]:
+    """The mean loss of each twentieth of the steps."""
+    return [round(float(part.mean()), 5) for part in np.array_split(np.array(losses), CURVE) if part.size]
+
+
+def falling(points: Sequence[float]) -> float | None:
+    """By which share the loss still fell before the learning rate did: the third fifth against the fourth."""
+    if len(points) < CURVE:
+        return None
+    third, fourth = (float(np.mean(points[CURVE * i // 5 : CURVE * (i + 1) // 5])) for i in (2, 3))
+    return (third - fourth) / third
+
+
+def made() -> dict[str, str]:
+    """When, on what and from which commit."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        commit = ""
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": commit or "unknown",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
