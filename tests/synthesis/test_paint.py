@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -240,6 +241,17 @@ def test_only_pouta_softens_and_never_over_the_masks_border():
     assert len(softer) > 20
     assert 0.25 < min(softer) < 0.75
     assert max(softer) == pytest.approx(1)  # and some edges are hard
+
+
+def test_the_pages_table_has_the_ranges_of_the_code():
+    page = (Path(__file__).parents[2] / "docs/synthesis.md").read_text("utf-8")
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in page.splitlines() if line.startswith("| ")}
+    for place, preset in enumerate(PRESETS.values()):
+        low, high = preset.opacity
+        assert rows["opacity"][place].strip().startswith(f"{low:g} to {high:g} (")
+        assert rows["edge"][place].strip().startswith("soft" if preset.seamless else "hard")
+        turned = rows["good picture is turned first"][place].strip()
+        assert turned.startswith(f"{100 * preset.rotate_clean:g} %" if preset.rotate_clean else "never")
 
 
 # ---- what is seen

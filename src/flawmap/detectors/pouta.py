@@ -134,7 +134,8 @@ class POUTA(SynthesisDetector):
 
     def _enlarged_sum(self, heads: nn.ModuleList, levels: list[Tensor]) -> Tensor:
         """The 1 x 1 convolution of the joined levels, each level enlarged after it, then added."""
-        return sum(enlarged(head(feat).float(), levels[0]) for head, feat in zip(heads, levels, strict=True))
+        found = [enlarged(head(feat).float(), levels[0]) for head, feat in zip(heads, levels, strict=True)]
+        return torch.stack(found).sum(dim=0)
 
 
 class FCM(nn.Module):

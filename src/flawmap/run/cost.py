@@ -82,7 +82,7 @@ def gmac(detector: Detector) -> float:
 
 def _made(method: str, options: Mapping[str, Any]) -> Detector:
     """With random weights, and a memory of random patches: neither changes what a picture takes."""
-    detector = create(method, options, pretrained=False).eval()
+    detector = create(method, dict(options), pretrained=False).eval()
     if isinstance(detector, PatchCore):
         torch.manual_seed(0)
         feats = [tuple(torch.rand(1, *shape) for shape in detector.backbone.shapes) for _ in range(PICTURES)]

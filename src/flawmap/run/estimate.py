@@ -95,7 +95,8 @@ def advice(detector: Detector, found: Estimate, device: str) -> str:
 
 def peak_gflops(detector: Detector, device: str) -> float:
     """What a plain 3 x 3 convolution of 128 channels reaches here, in the precision that the detector is trained in."""
-    conv = torch.nn.Conv2d(128, 128, 3, padding=1).to(device, memory_format=torch.channels_last)
+    conv = torch.nn.Conv2d(128, 128, 3, padding=1).to(device)
+    conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     image = torch.rand(8, 128, 56, 56, device=device).to(memory_format=torch.channels_last)
     took = []
     with torch.inference_mode(), precision(detector):

@@ -48,6 +48,10 @@ class Feed:
             features, what = frozen(detector.backbone, detector.config.size, self.device), "features"
         with progress(what, len(self.samples)) as tick:
             self.store.fill(self.image, features, tick)
+        if self.synthesis is not None and self.synthesis.foreground is not None:
+            for sample, image in zip(self.samples, self.store.stages[0], strict=True):
+                if not self.synthesis.foreground(image).any():
+                    raise DataError(f"{sample.name}: the foreground leaves nothing to paint on; choose another rule")
 
     def image(self, row: int) -> np.ndarray:
         """(3, H, W) float32 in [0, 1]"""
@@ -71,7 +75,8 @@ class Feed:
         """The batches of training; a step's depends on nothing but `rows`, `seed` and its number."""
         workers = _workers(self.device) if self.synthesis else 0
         batches = _Steps(self, rows, batch_size, seed)
-        loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), num_workers=workers)
+        how = {"num_workers": workers, "multiprocessing_context": "fork"} if workers else {}
+        loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), **how)
         return (_to(batch, self.device) for batch in loader)
 
     def one_pass(self, rows: Sequence[int]) -> Iterable[Batch]:

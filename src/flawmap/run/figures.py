@@ -99,6 +99,7 @@ def chosen(samples: Sequence[Sample], most: int) -> list[Shown]:
     found = []
     for sample in order[:most]:
         image = decode(sample.source)
+        assert sample.mask is not None
         found.append(Shown(sample, image, read_mask(sample.mask, image.shape[:2], of=sample.name)))
     return found
 

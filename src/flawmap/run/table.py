@@ -13,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from flawmap.errors import FlawmapError
 from flawmap.run.progress import say
 from flawmap.run.recipe import Log
 from flawmap.types import Sample
@@ -68,15 +69,25 @@ class Table:
         path = self.root / "models" / f"{job.key}.flaw"
         return path if path.exists() else None
 
-    def fill(self, jobs: Iterable[Job], samples_of: Mapping[str, Sequence[Sample]] | Any, device: str = "auto") -> None:
-        """Runs what has no row yet, in order. `samples_of(name)` are the pictures of a category."""
+    def fill(self, jobs: Iterable[Job], samples_of: Callable[[str], Sequence[Sample]], device: str = "auto") -> None:
+        """Runs what has no row yet, in order. `samples_of(name)` are the pictures of a category.
+
+        A run that fails does not stop the others; its error is raised after them.
+        """
+        failed: list[FlawmapError] = []
         for job in jobs:
             if job.key in self.rows():
                 continue
             with self._claim(job) as mine:
                 if mine and job.key not in self.rows():
                     say(f"== {job}")
-                    self._add(run(job, samples_of(job.data), self.root, device))
+                    try:
+                        self._add(run(job, samples_of(job.data), self.root, device))
+                    except FlawmapError as error:
+                        say(f"failed, and left as it is: {error}")
+                        failed.append(error)
+        if failed:
+            raise failed[0]
 
     @contextmanager
     def _claim(self, job: Job) -> Iterator[bool]:

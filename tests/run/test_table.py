@@ -1,0 +1,131 @@
+"""The run table: what is done is not done again, what has changed is, and nobody does another's work."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from flawmap.images.folder import find
+from flawmap.run import table as tables
+from flawmap.run.table import Job, Table, curve, falling, made
+
+QUICK = {"size": 64}
+
+
+def _row(job: Job, **values: object) -> dict[str, object]:
+    config = {"size": 64, "keep": 0.1, "seed": job.seed}
+    return {
+        "key": job.key,
+        "method": job.method,
+        "options": dict(job.options),
+        "seed": job.seed,
+        "config": config,
+        **values,
+    }
+
+
+def test_a_job_is_known_by_all_that_decides_it_and_by_nothing_else() -> None:
+    job = Job("patchcore", "mvtec/bottle", {"size": 64, "keep": 0.1}, 1, 2, 3, 0.2)
+    again = Job("patchcore", "mvtec/bottle", {"keep": 0.1, "size": 64}, 1, 2, 3, 0.2)
+    others = [
+        Job("simplenet", "mvtec/bottle", {"size": 64, "keep": 0.1}, 1, 2, 3, 0.2),
+        Job("patchcore", "mvtec/cable", {"size": 64, "keep": 0.1}, 1, 2, 3, 0.2),
+        Job("patchcore", "mvtec/bottle", {"size": 96, "keep": 0.1}, 1, 2, 3, 0.2),
+        Job("patchcore", "mvtec/bottle", {"size": 64, "keep": 0.1}, 0, 2, 3, 0.2),
+        Job("patchcore", "mvtec/bottle", {"size": 64, "keep": 0.1}, 1, None, 3, 0.2),
+        Job("patchcore", "mvtec/bottle", {"size": 64, "keep": 0.1}, 1, 2, 0, 0.2),
+        Job("patchcore", "mvtec/bottle", {"size": 64, "keep": 0.1}, 1, 2, 3, 0.0),
+    ]
+    assert job.key == again.key
+    assert len({job.key, *(other.key for other in others)}) == 8
+
+
+def test_a_run_becomes_a_row_and_is_not_repeated(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, job = Table(tmp_path), Job("patchcore", "square", QUICK, seed=3, shots=4, draw=1)
+    monkeypatch.setattr(tables, "KEEP_S", 0)
+    table.fill([job], lambda name: find(world), "cpu")
+    row = table.rows()[job.key]
+    assert (row["method"], row["data"], row["seed"], row["shots"], row["draw"]) == ("patchcore", "square", 3, 4, 1)
+    assert (row["fitted_on"], row["pictures"], len(row["support"])) == (4, 12, 4)
+    assert row["i_auroc"] > 0.9
+    assert row["promise"] is None
+    assert row["support"] == sorted(row["support"])
+    assert table.model(job) == tmp_path / "models" / f"{job.key}.flaw"
+    assert not (tmp_path / "runs" / job.key).exists()
+    before = table.path.read_bytes()
+    table.fill([job], lambda name: pytest.fail("the pictures were asked for again"))
+    assert table.path.read_bytes() == before
+    assert capsys.readouterr().err.count("== patchcore") == 1
+
+
+def test_the_same_draw_gives_every_method_the_same_pictures(world: Path) -> None:
+    from flawmap.images.split import shots
+
+    good = [s for s in find(world) if s.split == "train"]
+    first, again, other = (
+        [s.name for s in shots(pictures, 5, draw)] for pictures, draw in ((good, 0), (good[::-1], 0), (good, 1))
+    )
+    assert first == again
+    assert len(first) == 5
+    assert first != other
+
+
+def test_a_row_made_with_other_defaults_does_not_count(tmp_path: Path) -> None:
+    table, job = Table(tmp_path), Job("patchcore", "square", QUICK)
+    table._add(_row(job) | {"config": {"size": 64, "keep": 0.5, "seed": 0}})
+    assert table.rows() == {}
+    table._add(_row(job))
+    assert list(table.rows()) == [job.key]
+
+
+def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    table, job = Table(tmp_path), Job("patchcore", "square", QUICK)
+    table._add(_row(job))
+    with table.path.open("a") as file:
+        file.write(json.dumps(_row(Job("patchcore", "round", QUICK)))[:-9])
+    assert list(table.rows()) == [job.key]
+
+
+def _hold(root: Path, job: Job, claimed: object, go: object) -> None:
+    with Table(root)._claim(job) as mine:
+        assert mine
+        claimed.set()  # type: ignore[attr-defined]
+        go.wait(20)  # type: ignore[attr-defined]
+
+
+def test_a_job_that_another_process_has_is_left_to_it_until_it_is_gone(tmp_path: Path) -> None:
+    context, job = multiprocessing.get_context("spawn"), Job("patchcore", "square", QUICK)
+    claimed, go = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, job, claimed, go))
+    other.start()
+    assert claimed.wait(60)
+    table = Table(tmp_path)
+    table.fill([job], lambda name: pytest.fail("this job was another's"))
+    with table._claim(job) as mine:
+        assert not mine
+    other.kill()
+    other.join()
+    with table._claim(job) as mine:
+        assert mine
+
+
+def test_a_loss_curve_has_a_mean_for_every_twentieth() -> None:
+    assert curve([float(i // 3) for i in range(60)]) == [float(i) for i in range(20)]
+    assert curve([]) == []
+
+
+def test_how_much_a_loss_still_fell_is_seen_before_the_rate_falls() -> None:
+    points = [9.0] * 8 + [2.0] * 4 + [1.5] * 4 + [0.1] * 4
+    assert falling(points) == pytest.approx(0.25)
+    assert falling(points[:5]) is None
+
+
+def test_a_row_says_when_and_from_which_commit() -> None:
+    found = made()
+    assert set(found) == {"date", "commit", "machine"}
+    assert all(found.values())
