@@ -135,6 +135,8 @@ def _run_fit(args: argparse.Namespace) -> None:
         device=args.device,
         resume=args.resume_run or args.resume,
     )
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes that train together, the first one speaks
     found = {"bundle": str(model.bundle.origin), "report": str(Path(model.bundle.origin).with_name("report.html"))}
     if args.save:
         found["bundle"] = str(model.save(args.save))

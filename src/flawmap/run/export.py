@@ -77,7 +77,8 @@ def gate(
         if not score_gap <= TOLERANCE or not map_gap <= MAP_TOLERANCE or nok[0] != nok[1]:
             raise GateError(
                 f"{picture.name}: {trained.name} says {ours.score:.6f} and {exported.name} says {theirs.score:.6f} "
-                f"(difference {score_gap:.1e} of the scale, allowed {TOLERANCE:.0e}; map {map_gap:.1e}, allowed {MAP_TOLERANCE:.0e}"
+                f"(difference {score_gap:.1e} of the scale, allowed {TOLERANCE:.0e}; map {map_gap:.1e}, allowed "
+                f"{MAP_TOLERANCE:.0e}"
                 f"{', and the verdict flips' if nok[0] != nok[1] else ''}): the bundle is not written"
             )
         entries.append({"name": picture.name, "score": theirs.score, "peak": float(theirs.map.max()), "nok": nok[1]})

@@ -123,8 +123,8 @@ def reproduce(
     pairs = [(row, job) for row, job in recipe.jobs(size, categories, textures) if job.data in categories]
     if train:
         wanted = [job for row, job in pairs if only in f"{row.name}, {job}" and (not seeds or job.seed in seeds)]
-        table.fill(wanted, pictures.samples, device)
-    if recipe.kind in ("table", "shots"):
+        table.fill(wanted, pictures.samples, device, keep=recipe.kind not in PAGES)
+    if recipe.kind in PAGES:
         return _write(recipe, out, full, PAGES[recipe.kind](recipe, size, pairs, table.rows()))
     from flawmap.run.figures import figure
 

@@ -28,7 +28,7 @@ from flawmap.types import Sample
 
 METRICS = ("i_auroc", "part_auroc", "p_auroc", "p_ap", "pro", "false_alarms", "escapes", "seconds_per_picture", "why")
 CURVE = 20  # points of a loss curve
-KEEP_S = 60  # a model that took longer to fit is kept for the figures
+KEEP_S = 60  # a model that took longer to fit is kept, for figures that may want it
 
 
 @dataclass(frozen=True)
@@ -69,25 +69,36 @@ class Table:
         path = self.root / "models" / f"{job.key}.flaw"
         return path if path.exists() else None
 
-    def fill(self, jobs: Iterable[Job], samples_of: Callable[[str], Sequence[Sample]], device: str = "auto") -> None:
+    def fill(
+        self,
+        jobs: Iterable[Job],
+        samples_of: Callable[[str], Sequence[Sample]],
+        device: str = "auto",
+        *,
+        keep: bool = False,
+    ) -> None:
         """Runs what has no row yet, in order. `samples_of(name)` are the pictures of a category.
 
-        A run that fails does not stop the others; its error is raised after them.
+        With `keep` a run whose model is wanted and was not kept is done again. A run that fails does not stop the
+        others; its error is raised after them.
         """
         failed: list[FlawmapError] = []
         for job in jobs:
-            if job.key in self.rows():
+            if self._done(job, keep):
                 continue
             with self._claim(job) as mine:
-                if mine and job.key not in self.rows():
+                if mine and not self._done(job, keep):
                     say(f"== {job}")
                     try:
-                        self._add(run(job, samples_of(job.data), self.root, device))
+                        self._add(run(job, samples_of(job.data), self.root, device, keep=keep))
                     except FlawmapError as error:
                         say(f"failed, and left as it is: {error}")
                         failed.append(error)
         if failed:
             raise failed[0]
+
+    def _done(self, job: Job, keep: bool) -> bool:
+        return job.key in self.rows() and not (keep and self.model(job) is None)
 
     @contextmanager
     def _claim(self, job: Job) -> Iterator[bool]:
@@ -114,7 +125,7 @@ class Table:
             os.fsync(file.fileno())
 
 
-def run(job: Job, samples: Sequence[Sample], root: Path, device: str) -> dict[str, Any]:
+def run(job: Job, samples: Sequence[Sample], root: Path, device: str, *, keep: bool = False) -> dict[str, Any]:
     """Fits, judges the test pictures once, and says what it took. A fit that was stopped goes on."""
     from flawmap.run.evaluate import evaluate
     from flawmap.run.fit import fit
@@ -153,7 +164,7 @@ def run(job: Job, samples: Sequence[Sample], root: Path, device: str) -> dict[st
         "promise": model.calibration.promise if model.calibration else None,
         **made(),
     }
-    if row["fit_s"] > KEEP_S:
+    if keep or row["fit_s"] > KEEP_S:
         (root / "models").mkdir(exist_ok=True)
         shutil.copyfile(model.run / "bundle.flaw", root / "models" / f"{job.key}.flaw")
     shutil.rmtree(out)
