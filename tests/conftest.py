@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 SIZE = 64
@@ -19,6 +20,15 @@ def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Graphs of backbones are shared by all tests and leave nothing in the user's cache."""
     os.environ.setdefault("FLAWMAP_CACHE", str(tmp_path_factory.mktemp("cache")))
     os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """The nets are tiny: on a busy machine, threads that wait for each other cost ten times the work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -3,26 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from flawmap.run.fit import fit
 from flawmap.run.model import Model
 
 NET = {"size": 64, "steps": 200}
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> Iterator[None]:
-    """The nets are tiny: on a busy machine, threads that wait for each other cost ten times the work."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def _listing(world: Path, folder: str) -> list[str]:
