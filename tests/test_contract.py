@@ -28,19 +28,22 @@ STEPS = 120  # for those that learn
 NEAR_PX = 8  # one patch of the networks' grid
 TOLERANCE = 1e-4  # of the scale, between torch and ONNX Runtime
 
+VARIANTS = {"vanilla": ("pouta", {"reuse": False})}  # networks so different that they are held to it too
+
 every_method = pytest.mark.parametrize("method", DETECTORS)
 
 
 def _fit(method: str, world: Path, out: Path) -> Model:
     """With so many parts held out that no method cross-fits."""
+    method, more = VARIANTS.get(method, (method, {}))
     about = describe(method)
-    options = {"size": 64, **({"steps": STEPS} if "steps" in about["options"] else {})}
+    options = {"size": 64, **more, **({"steps": STEPS} if "steps" in about["options"] else {})}
     if "small" in about["presets"]:  # it trains a network of its own
         options |= {"preset": "small", "width": 8, "window": 7, "steps": 200, "rate": 3e-3}
     return fit(world, method, options=options, seed=3, false_alarm=0.1, held_out=0.4, out=out, device="cpu")
 
 
-@pytest.fixture(scope="session", params=DETECTORS)
+@pytest.fixture(scope="session", params=[*DETECTORS, *VARIANTS])
 def model(request: pytest.FixtureRequest, world: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return _fit(request.param, world, tmp_path_factory.mktemp("runs"))
 
@@ -132,6 +135,7 @@ def test_torch_and_onnx_say_the_same(model: Model, trained: TorchEngine, images:
 
 
 def test_the_same_seed_gives_the_same_scores(
+    request: pytest.FixtureRequest,
     model: Model,
     trained: TorchEngine,
     world: Path,
@@ -146,7 +150,7 @@ def test_the_same_seed_gives_the_same_scores(
 
     monkeypatch.setattr(export, "to_onnx", stop)
     with pytest.raises(KeyboardInterrupt):
-        _fit(model.method, world, tmp_path)
+        _fit(request.node.callspec.params["model"], world, tmp_path)
     weights = next(tmp_path.rglob("model.safetensors")).read_bytes()
     again = TorchEngine.from_bundle(model.bundle.config, weights)
     for ours, theirs in zip(again(images(model)), trained(images(model)), strict=True):

@@ -210,6 +210,7 @@ def test_the_same_seed_gives_the_same_first_weights() -> None:
     [
         ({"size": 72}, "it must be a multiple of 16, such as 64"),
         ({"size": 80, "reuse": False}, "it must be a multiple of 32, such as 64|such as 96"),
+        ({"size": 32, "reuse": False}, "it must be a multiple of 32, such as 64"),
         ({"window": 20}, "window is 20; it must be odd"),
         ({"window": 65}, "window is 65; it must be odd and at most 64"),
         ({"norm": "layer"}, "no norm 'layer'; there are: instance, none, batch"),

@@ -175,8 +175,8 @@ def initialise(network: nn.Module) -> None:
 
 
 def check_sides(method: str, size: int, multiple: int, window: int) -> None:
-    if size % multiple:
-        near = max(multiple, round(size / multiple) * multiple)
+    if size % multiple or size < 2 * multiple:  # at one pixel a norm has nothing to count over
+        near = max(2 * multiple, round(size / multiple) * multiple)
         raise UsageError(f"{method}: size is {size}; it must be a multiple of {multiple}, such as {near}")
     if window % 2 == 0 or window > size:
         raise UsageError(f"{method}: window is {window}; it must be odd and at most {size}")

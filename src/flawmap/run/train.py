@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor, nn, optim
 
 from flawmap.detectors.base import Detector, Optimisers
 from flawmap.errors import FlawmapError
@@ -46,10 +46,10 @@ def train(
     Under torchrun every process has its share of a batch; the one of rank 0 alone has a `log`, and writes.
     """
     steps, optimisers = detector.steps, detector.optimisers(detector.steps)
-    start = restore(detector, optimisers, checkpoint) if checkpoint.exists() else 0
-    detector.train()
     if detector.mixed_precision:  # convolutions are faster with the channels of a pixel side by side
         detector.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    start = restore(detector, optimisers, checkpoint) if checkpoint.exists() else 0
+    detector.train()
     loss_of = parallel.spread(_Loss(detector))
     pending: list[dict[str, Any]] = []
     saved, wait = time.monotonic(), CHECKPOINT_S
@@ -123,7 +123,7 @@ def save(detector: Detector, optimisers: Optimisers, step: int, path: Path) -> N
 def restore(detector: Detector, optimisers: Optimisers, path: Path) -> int:
     """Loads a checkpoint and returns the step to go on with."""
     with safe_open(path, "pt") as file:
-        notes = json.loads(file.metadata()["flawmap"])
+        notes = json.loads(file.metadata()["flawmap"], object_hook=_numbered)
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is not a dict)
     detector.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
     for number, (optimiser, schedule) in enumerate(optimisers):
@@ -133,9 +133,23 @@ def restore(detector: Detector, optimisers: Optimisers, path: Path) -> int:
                 _, _, index, name = key.split(".", 3)
                 state.setdefault(int(index), {})[name] = value
         optimiser.load_state_dict({"state": state, "param_groups": notes["groups"][number]})
+        _lay_out(optimiser)
         if schedule is not None:
             schedule.load_state_dict(notes["schedules"][number])
     return notes["step"]
+
+
+def _numbered(found: dict[str, Any]) -> dict[Any, Any]:
+    """JSON makes text of keys that are numbers, such as the steps at which a learning rate falls."""
+    return {int(key) if key.isdecimal() else key: value for key, value in found.items()}
+
+
+def _lay_out(optimiser: optim.Optimizer) -> None:
+    """Its state in the order of the weights in memory, as it was: in another one, sums round differently."""
+    for weight, values in optimiser.state.items():
+        for key, value in values.items():
+            if torch.is_tensor(value) and value.shape == weight.shape:
+                values[key] = torch.empty_like(weight).copy_(value)
 
 
 def _mix(seed: int, step: int) -> int:
