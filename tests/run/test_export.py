@@ -14,7 +14,7 @@ from PIL import Image
 from flawmap.errors import GateError
 from flawmap.images.decode import Intake, decode
 from flawmap.run.engine import OnnxEngine
-from flawmap.run.export import TOLERANCE, Golden, export_bundle, gate, near_threshold
+from flawmap.run.export import MAP_TOLERANCE, TOLERANCE, Golden, export_bundle, gate, near_threshold
 from flawmap.run.model import Model, load
 from flawmap.types import Prediction
 
@@ -92,12 +92,27 @@ def test_the_gate_refuses_nan(crossed: Model, what: str):
 def test_the_gate_refuses_a_map_that_moves_in_one_pixel(crossed: Model):
     def one_pixel(found: Prediction) -> Prediction:
         map = found.map.copy()
-        map[0, 3, 5] += 3 * TOLERANCE * map.max()
+        map[0, 3, 5] += 3 * MAP_TOLERANCE * map.max()
         return found._replace(map=map)
 
     calibration = dataclasses.replace(crossed.calibration, map_threshold=0.0)  # type: ignore[type-var]
     with pytest.raises(GateError, match="map 3"):
         gate(crossed.engine, Wrapped(crossed.engine, one_pixel), crossed.intake, _golden(crossed), calibration)
+
+
+def test_without_a_calibration_scores_are_held_against_the_strangest_picture(crossed: Model):
+    """Else the emptiest picture, whose score is rounding, would decide whether a trained network may be saved."""
+    golden = _golden(crossed)[:3]
+    largest = max(abs(float(crossed.engine(crossed.intake(g.content)[0][None]).score[0])) for g in golden)
+    for share, passes in ((0.5, True), (2.0, False)):
+        moved = Wrapped(crossed.engine, lambda f, share=share: f._replace(score=f.score + share * TOLERANCE * largest))
+        if passes:
+            assert gate(crossed.engine, moved, crossed.intake, golden, None)["worst_score"] == pytest.approx(
+                5e-5, rel=0.1
+            )
+        else:
+            with pytest.raises(GateError, match="of the scale"):
+                gate(crossed.engine, moved, crossed.intake, golden, None)
 
 
 def test_the_gate_refuses_a_verdict_that_flips_however_little_the_score_moves(crossed: Model):

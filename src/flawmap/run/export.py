@@ -65,10 +65,11 @@ def gate(
     Returns the largest differences in units of the scale, and what the exported engine said of every picture.
     """
     worst_score, worst_map, entries = 0.0, 0.0, []
-    for picture in golden:
-        image = intake(picture.content)[0][None]
-        ours, theirs = _one(trained(image)), _one(exported(image))
-        scale = calibration.scale if calibration else max(abs(ours.score), 1e-12)
+    images = [intake(picture.content)[0][None] for picture in golden]
+    found = [(_one(trained(image)), _one(exported(image))) for image in images]
+    # Without a calibration the strangest good picture stands for the threshold.
+    scale = calibration.scale if calibration else max([abs(ours.score) for ours, _ in found] + [1e-12])
+    for picture, (ours, theirs) in zip(golden, found, strict=True):
         map_scale = max(abs(calibration.map_threshold) if calibration else 0.0, float(np.abs(ours.map).max()), 1e-12)
         score_gap = abs(ours.score - theirs.score) / scale
         map_gap = float(np.abs(ours.map - theirs.map).max()) / map_scale
