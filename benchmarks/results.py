@@ -1,6 +1,9 @@
 """The table of docs/results.md: every method on every category of real pictures, several seeds, last step, no tuning.
 
-python benchmarks/results.py [--methods patchcore simplenet] [--seeds 0 1 2] [--categories mvtec/bottle ...]
+python benchmarks/results.py [--methods patchcore simplenet] [--seeds 0 1 2] [--categories mvtec/bottle ...] [--page]
+
+Behind it stand the pages that `flawmap reproduce NAME --out benchmarks/out/reproduce` has written (--page: only put
+the page together).
 
 Rows already in the run table (benchmarks/out/results.jsonl) are not run again: stop it at any time and start it again.
 The test pictures of a category are judged once per row, for the table, and nothing is chosen by them. The pictures are
@@ -25,6 +28,9 @@ HERE = Path(__file__).resolve().parent
 DATA = Path(os.environ.get("FLAWMAP_DATA") or HERE.parents[1] / "shared" / "data")
 TABLE = HERE / "out" / "results.jsonl"
 PAGE = HERE.parent / "docs" / "results.md"
+REPRODUCED = HERE / "out" / "reproduce"
+NAMES = [f"pouta-table-{number}" for number in (1, 5, 4, 3, 6)]
+MARK = "<!-- below: flawmap reproduce -->"
 # One plain pixel statistic separates good from bad in these (the data's own notes): no I-AUROC in averages.
 TRIVIAL = {"kaggle_pill/round_pill", "aws_lookout/cookie", "bsdata/ball_screw"}
 # Their masks are boxes and ellipses: no P-AP and PRO in averages.
@@ -145,12 +151,28 @@ def _rate(group: Sequence[dict[str, Any]], key: str) -> str:
     return f"{'/'.join(map(str, counts))} of {rates[0]['n']}"
 
 
+def reproduced() -> str:
+    """The pages of experiments, as they are."""
+    pages = [REPRODUCED / f"{name}.md" for name in NAMES]
+    return "\n".join(path.read_text(encoding="utf-8").strip() + "\n" for path in pages if path.exists())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--methods", nargs="+", default=["patchcore", "simplenet"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--categories", nargs="+", default=categories())
+    parser.add_argument("--page", action="store_true", help="run nothing")
     args = parser.parse_args()
+    if not args.page:
+        fill(args)
+    # Without a table here, what was measured elsewhere stays as it is.
+    first = page(rows()) if rows() else PAGE.read_text(encoding="utf-8").split(MARK)[0].rstrip() + "\n"
+    PAGE.write_text(f"{first}\n{MARK}\n\n{reproduced()}", encoding="utf-8")
+    print(PAGE)
+
+
+def fill(args: argparse.Namespace) -> None:
     TABLE.parent.mkdir(exist_ok=True)
     done = {(row["method"], row["category"], row["seed"]) for row in rows()}
     for seed in args.seeds:
@@ -162,8 +184,6 @@ def main() -> None:
                 row = run(method, category, seed, TABLE.parent / f"scratch-{os.getpid()}")
                 with TABLE.open("a") as file:
                     file.write(json.dumps(row) + "\n")
-    PAGE.write_text(page(rows()))
-    print(PAGE)
 
 
 if __name__ == "__main__":

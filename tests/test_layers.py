@@ -155,7 +155,7 @@ def test_what_runs_at_the_line_can_be_imported_without_torch() -> None:
     code += "import flawmap.cli\nsys.exit(flawmap.cli.main(['list']))"
     done = subprocess.run([sys.executable, "-c", BLOCKED + code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert {"patchcore", "pouta", "simplenet"} <= set(done.stdout.split())
+    assert done.stdout.split()[:2] == ["patchcore", "simplenet"]
 
 
 def test_the_block_on_torch_blocks() -> None:

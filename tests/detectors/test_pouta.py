@@ -69,7 +69,7 @@ def test_the_exported_graph_has_no_head_of_the_supervision() -> None:
 
     sizes = {}
     for mss in (True, False):
-        graph = onnx.load_from_string(to_onnx(_pouta(mss=mss))).graph
+        graph = onnx.load_from_string(to_onnx(_pouta(mss=mss, width=2, size=32, window=5))).graph
         sizes[mss] = sorted(tuple(tensor.dims) for tensor in graph.initializer)
         assert [tensor.name for tensor in graph.initializer if "mss" in tensor.name] == []
     assert sizes[True] == sizes[False]

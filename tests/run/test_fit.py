@@ -190,7 +190,7 @@ def test_a_false_alarm_rate_that_is_none_is_refused(world: Path, tmp_path: Path,
         ({"held_out": 1.0}, "held_out is a share"),
         ({"folds": 1}, "folds are at least 2"),
         ({"device": "tpu"}, "no device 'tpu'; there are: auto, cpu, cuda"),
-        ({"method": "patchkore"}, "no method 'patchkore'; there are: draem, patchcore"),
+        ({"method": "patchkore"}, "no method 'patchkore'; there are: patchcore"),
         ({"options": {"sise": 64}}, r"no option 'sise'; did you mean size\?"),
     ],
 )

@@ -59,8 +59,6 @@ def test_two_processes_learn_what_one_does(
 
 
 def test_methods_that_train_in_seconds_are_not_spread(world: Path, tmp_path: Path) -> None:
-    done = _fit(world, tmp_path, 1)
-    assert done.returncode == 0
     env = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "PYTHONWARNINGS": "ignore"}
     words = ["-m", "flawmap.cli", "fit", str(world), "--method", "patchcore", "--size", "64", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=300, check=False)

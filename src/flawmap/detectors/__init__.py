@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     from flawmap.detectors.base import Detector
 
 DETECTORS = {
-    "draem": "draem:DRAEM",
     "patchcore": "patchcore:PatchCore",
-    "pouta": "pouta:POUTA",
     "simplenet": "simplenet:SimpleNet",
+    "pouta": "pouta:POUTA",
+    "draem": "draem:DRAEM",
 }
 
 
