@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load
 
+from flawmap.errors import UsageError
 from flawmap.run import parallel
 from flawmap.run.bundle import read
+from flawmap.run.fit import fit
 from flawmap.run.recipe import Log
 
 OPTIONS = ["--method", "pouta", "--width", "4", "--size", "32", "--window", "5", "--steps", "6", "--held-out", "0"]
@@ -58,12 +60,30 @@ def test_two_processes_learn_what_one_does(
     assert len(losses[0]) == 6
 
 
-def test_methods_that_train_in_seconds_are_not_spread(world: Path, tmp_path: Path) -> None:
-    env = {**os.environ, "WORLD_SIZE": "2", "RANK": "0", "PYTHONWARNINGS": "ignore"}
-    words = ["-m", "flawmap.cli", "fit", str(world), "--method", "patchcore", "--size", "64", "--out", str(tmp_path)]
-    done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 2
-    assert "patchcore is not trained by several processes" in done.stderr
+@pytest.mark.parametrize(
+    ("method", "options", "processes", "message"),
+    [
+        ("simplenet", {}, 2, "simplenet is not trained by several processes"),
+        ("draem", {}, 2, "its batch norm counts over the pictures of a whole step"),
+        ("pouta", {"norm": "batch"}, 4, "its batch norm counts over the pictures of a whole step"),
+        ("pouta", {"reuse": False}, 2, "its batch norm counts over the pictures of a whole step"),
+        ("pouta", {}, 3, "8 pictures a step cannot be shared by 3 processes"),
+    ],
+)
+def test_what_several_processes_cannot_train_as_one_is_refused_before_there_is_a_run(
+    world: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    options: dict,
+    processes: int,
+    message: str,
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    small = {} if method == "simplenet" else {"width": 4, "window": 5}
+    with pytest.raises(UsageError, match=message):
+        fit(world, method, options={"size": 64, **small, **options}, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_one_process_is_the_first_and_waits_for_nobody() -> None:

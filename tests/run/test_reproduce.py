@@ -100,11 +100,11 @@ def test_a_table_has_means_deviations_and_the_papers_value(world: Path, tiny: Pa
     assert page.startswith("## Two methods\n")
     assert "small recipe: for a CPU, not the paper's settings" in page
     assert _cells(page, "PatchCore") == [
-        ["2", "0.850 ± 0.071", "0.500 ± 0.000", "—", "—", "—"],
+        ["64", "2", "0.850 ± 0.071", "0.500 ± 0.000", "—", "—", "—"],
         ["0.850", "0.990", "0.500", "—"],
     ]
-    assert _cells(page, "SimpleNet")[0][:3] == ["0", "not run", "not run"]
-    assert "PatchCore: as quoted." in page
+    assert _cells(page, "SimpleNet")[0][:4] == ["—", "0", "not run", "not run"]
+    assert "- PatchCore: patchcore, size 64 (tf_efficientnet_lite0); as quoted." in page
     assert "Dates 2026-01-02; commits abc; two cores." in page
 
 
@@ -137,8 +137,8 @@ def test_a_command_runs_what_is_missing_and_prints_the_page(
     words = ["reproduce", "tiny-table", "--data", str(world.parent), "--out", str(tiny), "--only", "patchcore"]
     assert main([*words, "--seeds", "1"]) == 0
     printed = capsys.readouterr().out
-    assert _cells(printed, "PatchCore")[0][0] == "1"
-    assert _cells(printed, "SimpleNet")[0][0] == "0"
+    assert _cells(printed, "PatchCore")[0][:2] == ["64", "1"]
+    assert _cells(printed, "SimpleNet")[0][:2] == ["—", "0"]
     [row] = Table(tiny).rows().values()
     assert (row["method"], row["seed"], row["fitted_on"]) == ("patchcore", 1, 24)
     assert main([*words, "--no-run", "--json"]) == 0
@@ -183,3 +183,50 @@ def test_textures_go_to_the_methods_that_paint() -> None:
     recipe = read("pouta-table-1")
     for _, job in recipe.jobs(recipe.small, [], "dtd"):
         assert ("textures" in job.options) == (job.method in ("pouta", "draem"))
+
+
+def test_a_metric_that_no_picture_has_is_not_a_run_that_was_not_made(world: Path, tiny: Path) -> None:
+    _add(tiny, Job("patchcore", "square", {"size": 64}, 0), i_auroc=0.9, p_ap=None)
+    page = Path(reproduce("tiny-table", world.parent, tiny, train=False)["page"]).read_text()
+    assert _cells(page, "PatchCore")[0][2:4] == ["0.900", "—"]
+    assert _cells(page, "PatchCore")[1] == ["0.900", "0.990", "—", "—"]
+
+
+@pytest.mark.parametrize("given", [{"only": "nosuch"}, {"seeds": [9]}])
+def test_what_matches_no_run_is_answered_with_the_runs(world: Path, tiny: Path, given: dict) -> None:
+    with pytest.raises(
+        UsageError, match=r"nothing of tiny-table is called so(.|\n)*PatchCore, patchcore, square, size 64, seed 0"
+    ):
+        reproduce("tiny-table", world.parent, tiny, **given)
+
+
+def test_a_category_is_found_below_the_data_sets_name_and_without_it(world: Path, tiny: Path) -> None:
+    recipe = Path(str(reproducing._folder())) / "tiny-table.toml"
+    recipe.write_text(recipe.read_text().replace('["square"]', '["parts/square"]'))
+    for data in (world.parent, world.parent.parent):
+        page = Path(reproduce("tiny-table", data, tiny, train=False)["page"]).read_text()
+        assert "**parts/square**" in page
+
+
+def test_rows_of_other_pictures_are_refused(world: Path, tiny: Path) -> None:
+    _add(tiny, Job("patchcore", "square", {"size": 64}, 0), i_auroc=0.9, p_ap=None, data_sha256="other")
+    with pytest.raises(DataError, match="rows of square were made from other pictures"):
+        reproduce("tiny-table", world.parent, tiny, train=False)
+
+
+def test_several_processes_are_several_commands_and_not_torchrun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="not started by torchrun"):
+        reproduce("pouta-table-1", tmp_path, tmp_path)
+
+
+def test_what_is_measured_anew_takes_no_choice_of_runs(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="measures anew each time"):
+        reproduce("pouta-table-6", None, tmp_path, train=False)
+
+
+def test_a_name_is_not_a_path(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is called '\.\./recipes/pouta-table-1'"):
+        read("../recipes/pouta-table-1")

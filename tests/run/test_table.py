@@ -89,6 +89,48 @@ def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     with table.path.open("a") as file:
         file.write(json.dumps(_row(Job("patchcore", "round", QUICK)))[:-9])
     assert list(table.rows()) == [job.key]
+    other = Job("patchcore", "oval", QUICK)
+    table._add(_row(other))
+    assert list(table.rows()) == [job.key, other.key]
+
+
+def test_a_row_with_an_option_that_is_no_more_does_not_count(tmp_path: Path) -> None:
+    table = Table(tmp_path)
+    table._add(_row(Job("patchcore", "square", {"gone": 3})))
+    assert table.rows() == {}
+
+
+def test_a_fit_that_had_ended_is_judged_and_not_fitted_again(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flawmap.run import evaluate as evaluating
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    table, job = Table(tmp_path), Job("patchcore", "square", QUICK, shots=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluating, "evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            table.fill([job], lambda name: find(world), "cpu")
+    assert table.rows() == {}
+    capsys.readouterr()
+    table.fill([job], lambda name: find(world), "cpu")
+    assert "checking" not in capsys.readouterr().err
+    assert table.rows()[job.key]["fitted_on"] == 3
+
+
+def test_a_model_of_an_older_row_is_not_shown_beside_a_newer_one(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table, job = Table(tmp_path), Job("patchcore", "square", QUICK, shots=3)
+    table.fill([job], lambda name: find(world), "cpu", keep=True)
+    assert table.model(job)
+    lines = [json.loads(line) for line in table.path.read_text().splitlines()]
+    table.path.write_text(json.dumps(lines[0] | {"config": lines[0]["config"] | {"keep": 0.77}}) + "\n")
+    assert table.model(job) is None
+    table.fill([job], lambda name: find(world), "cpu")
+    assert table.model(job) is None
 
 
 def _hold(root: Path, job: Job, claimed: object, go: object) -> None:

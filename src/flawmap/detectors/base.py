@@ -145,7 +145,7 @@ class SynthesisDetector(Detector):
         synthesis: str = option("pouta", "recipe of the painted defects: pouta, draem or memseg")
         textures: str = option("", "a folder of pictures to paint with, such as DTD; empty: drawn textures")
         foreground: str = option("", "paint on the part only: bright, dark, or with a grey level such as dark:250")
-        seed: int = option(0, "of the first weights", least=0)
+        seed: int = option(0, "of the first weights", least=0, most=2**63 - 1)
 
     config: Config
 

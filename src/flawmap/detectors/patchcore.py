@@ -50,7 +50,7 @@ class PatchCore(FrozenDetector):
             64, "memory for the patches that the coreset is chosen from; beyond it, a random sample", least=1
         )
         sigma_px: float = option(4.0, "Gaussian smoothing of the map (section 3.3)", least=0)
-        seed: int = option(0, "of the reservoir and the coreset", least=0)
+        seed: int = option(0, "of the reservoir and the coreset", least=0, most=2**63 - 1)
 
     config: Config
     memory_MD: Tensor

@@ -49,7 +49,7 @@ class SimpleNet(FrozenDetector):
         rate: float = option(1e-3, "learning rate of the discriminator; the adaptor's is half of it", above=0)
         margin: float = option(0.5, "th+ = -th- of the truncated L1 loss (equation 6)", above=0)
         sigma_px: float = option(4.0, "Gaussian smoothing of the map", least=0)
-        seed: int = option(0, "of the heads' first weights", least=0)
+        seed: int = option(0, "of the heads' first weights", least=0, most=2**63 - 1)
 
     config: Config
     mean_D: Tensor

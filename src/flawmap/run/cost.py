@@ -67,6 +67,7 @@ def cost_table(recipe: Recipe, size: Size) -> Iterator[str]:
     yield (
         f"{ROUNDS} rounds, every method once a round, batch 1, {next(iter(engines.values())).name}, "
         f"{where['machine']}; {where['date']}, commit {where['commit']}. "
+        "The paper's times are those of an unnamed GPU. "
         "Parameters are those used to judge. Multiply-adds are those of convolutions and matrix products, by torch's "
         "own counter."
     )

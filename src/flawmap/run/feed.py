@@ -15,15 +15,16 @@ from torch.utils.data import DataLoader, Dataset
 from flawmap.detectors.base import Detector, FrozenDetector, SynthesisDetector
 from flawmap.errors import DataError, UsageError
 from flawmap.images import folder as _folder
-from flawmap.images.decode import Intake
+from flawmap.images.decode import Intake, decode
 from flawmap.run import parallel
-from flawmap.run.progress import progress
+from flawmap.run.progress import progress, say
 from flawmap.run.store import FeatureStore
 from flawmap.synthesis import Synthesis, Texture
 from flawmap.types import Batch, Prediction, Sample
 
 PASS = 8  # pictures in a batch of `begin`, `end` and scoring
 TEXTURES = 2000  # as many stay in memory
+TRIED, FEW = 100, 0.4  # paintings before training, and the least share that should get a defect
 
 
 class Feed:
@@ -49,9 +50,16 @@ class Feed:
         with progress(what, len(self.samples)) as tick:
             self.store.fill(self.image, features, tick)
         if self.synthesis is not None and self.synthesis.foreground is not None:
-            for sample, image in zip(self.samples, self.store.stages[0], strict=True):
-                if not self.synthesis.foreground(image).any():
-                    raise DataError(f"{sample.name}: the foreground leaves nothing to paint on; choose another rule")
+            self._check_foreground(self.synthesis, self.store.stages[0])
+
+    def _check_foreground(self, synthesis: Synthesis, images: Sequence[np.ndarray] | np.ndarray) -> None:
+        assert synthesis.foreground is not None
+        for sample, image in zip(self.samples, images, strict=True):
+            if not synthesis.foreground(image).any():
+                raise DataError(f"{sample.name}: the foreground leaves nothing to paint on; choose another rule")
+        painted = [synthesis(images[i % len(images)], (0, i)).mask.any() for i in range(TRIED)]
+        if np.mean(painted) < FEW:
+            say(f"the foreground is so small that {np.mean(painted):.0%} of the pictures get a defect, not half")
 
     def image(self, row: int) -> np.ndarray:
         """(3, H, W) float32 in [0, 1]"""
@@ -116,13 +124,18 @@ def synthesis_of(detector: Detector) -> Synthesis | None:
     return Synthesis(config.synthesis, texture=texture, foreground=config.foreground)
 
 
+@lru_cache(1)
 def textures(folder: str) -> Texture:
-    """Any picture of the folder, squashed to the size that is asked for."""
+    """Any picture of the folder, squashed to the size that is asked for. DataError: one cannot be read."""
     if not Path(folder).is_dir():
         raise UsageError(f"textures: there is no folder {folder}")
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _folder.SUFFIXES)
     if not files:
         raise DataError(f"{folder}: no pictures to paint with ({' '.join(sorted(_folder.SUFFIXES))})")
+
+    say(f"checking {len(files)} textures")
+    for path in files:
+        decode(path)
 
     @lru_cache(TEXTURES)
     def read(place: int, size: tuple[int, int]) -> np.ndarray:
@@ -146,8 +159,6 @@ class _Steps(Dataset[Batch]):
 
     def __init__(self, feed: Feed, rows: np.ndarray, batch_size: int, seed: int) -> None:
         self.feed, self.rows, self.batch_size, self.seed = feed, rows, batch_size, seed
-        if batch_size % parallel.world():
-            raise UsageError(f"{batch_size} pictures a step cannot be shared by {parallel.world()} processes")
 
     def __getitem__(self, step: int) -> Batch:
         share = slice(parallel.rank(), None, parallel.world())

@@ -29,7 +29,7 @@ from flawmap.run import export, parallel
 from flawmap.run.bundle import Bundle, card
 from flawmap.run.engine import OnnxEngine, TorchEngine, device_named
 from flawmap.run.estimate import advice, estimate
-from flawmap.run.feed import Feed
+from flawmap.run.feed import Feed, synthesis_of
 from flawmap.run.model import Model, load
 from flawmap.run.progress import progress, say
 from flawmap.run.recipe import Log, Recipe, digest, environment, peak_mb, run_folder, write_csv, write_data, write_json
@@ -68,8 +68,8 @@ def fit(
     if not 0 <= held_out < 1 or folds < 2:
         raise UsageError("held_out is a share from 0 to below 1, folds are at least 2")
     detector = create(method, {"seed": seed, **(options or {})})
-    if parallel.world() > 1 and not isinstance(detector, SynthesisDetector):
-        raise UsageError(f"{method} is not trained by several processes: start flawmap without torchrun")
+    parallel.check(detector, isinstance(detector, SynthesisDetector))
+    synthesis_of(detector)  # its textures are read before there is a run
     samples, left_out = _pictures(source, part_pattern, shots, draw, skip_bad)
     recipe = Recipe(
         data=name or (str(source) if isinstance(source, (str, Path)) else "pictures"),

@@ -12,6 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from flawmap.detectors.base import Detector
 from flawmap.errors import UsageError
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -24,6 +25,21 @@ def rank() -> int:
 def world() -> int:
     """How many processes torchrun has started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def check(detector: Detector, shared: bool) -> None:
+    """UsageError: the processes cannot train it together as one would."""
+    if world() == 1:
+        return
+    if not shared:
+        raise UsageError(f"{detector.name} is not trained by several processes: start flawmap without torchrun")
+    if any(isinstance(layer, nn.BatchNorm2d) for layer in detector.modules()):
+        raise UsageError(
+            f"{detector.name}: its batch norm counts over the pictures of a whole step, which several processes do not "
+            "see: start flawmap without torchrun, or take pouta with norm instance"
+        )
+    if detector.batch_size % world():
+        raise UsageError(f"{detector.batch_size} pictures a step cannot be shared by {world()} processes")
 
 
 @contextmanager

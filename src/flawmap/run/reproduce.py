@@ -6,6 +6,7 @@ A recipe is a file of flawmap/recipes: `full` are the paper's settings, which wa
 
 from __future__ import annotations
 
+import os
 import statistics
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from flawmap.errors import DataError, UsageError
-from flawmap.images.datasets import dataset, layout
+from flawmap.images.datasets import DataSet, dataset, layout
 from flawmap.run.progress import say
+from flawmap.run.recipe import digest
 from flawmap.run.table import Job, Table, falling, made
+from flawmap.types import Sample
 
 TITLES = {"i_auroc": "I-AUROC", "part_auroc": "part AUROC", "p_auroc": "P-AUROC", "p_ap": "P-AP", "pro": "PRO"}
 NOT_RUN = "not run"
@@ -84,7 +87,7 @@ def names() -> list[str]:
 
 def read(name: str) -> Recipe:
     path = _folder() / f"{name}.toml"
-    if not path.is_file():
+    if name not in names():
         raise UsageError(f"nothing to reproduce is called {name!r}; there are: {', '.join(names())}")
     values = tomllib.loads(path.read_text(encoding="utf-8"))
     sizes = {key: Size(**{k: _fixed(v) for k, v in values.pop(key, {}).items()}) for key in ("full", "small")}
@@ -107,36 +110,63 @@ def reproduce(
     """Runs what is missing of an experiment, and writes its page, OUT/NAME.md, with figures beside it."""
     recipe = read(name)
     size = recipe.full if full else recipe.small
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError("reproduce is not started by torchrun: start it several times with one --out instead")
     if recipe.kind == "cost":
         from flawmap.run.cost import cost_table
 
-        return _write(recipe, out, full, cost_table(recipe, size))
+        if not train or only or seeds:
+            raise UsageError(f"{name} measures anew each time: it takes no --no-run, --only or --seeds")
+        return _write(recipe, out, "", cost_table(recipe, size))
     if data is None:
         raise UsageError(f"{name} wants pictures: name their folder with --data\n{layout(size.data or 'mvtec')}")
-    pictures = dataset(data, size.data)
-    categories = [c for c in size.categories or pictures.categories if c in pictures.categories]
-    if left_out := [c for c in size.categories if c not in categories]:
-        say(f"not in {data}, so not run: {', '.join(left_out)}")
-    if not categories:
-        raise DataError(f"{data}: none of {', '.join(size.categories)}\n{layout(size.data or 'mvtec')}")
+    pictures, places = _places(size, data)
     table = Table(out)
-    pairs = [(row, job) for row, job in recipe.jobs(size, categories, textures) if job.data in categories]
+    pairs = list(recipe.jobs(size, list(places), textures))
+    pairs = [(row, job) for row, job in pairs if job.data in places]
+
+    def samples_of(category: str) -> Sequence[Sample]:
+        return pictures.samples(places[category])
+
+    for category in places:
+        table.check(category, digest(samples_of(category)))
     if train:
         wanted = [job for row, job in pairs if only in f"{row.name}, {job}" and (not seeds or job.seed in seeds)]
-        table.fill(wanted, pictures.samples, device, keep=recipe.kind not in PAGES)
+        if not wanted:
+            there = "\n".join(f"  {row.name}, {job}" for row, job in pairs)
+            raise UsageError(f"nothing of {name} is called so; there are:\n{there}")
+        table.fill(wanted, samples_of, device, keep=recipe.kind not in PAGES)
+    kind = "full recipe: the paper's settings" if full else "small recipe: for a CPU, not the paper's settings"
     if recipe.kind in PAGES:
-        return _write(recipe, out, full, PAGES[recipe.kind](recipe, size, pairs, table.rows()))
+        return _write(recipe, out, kind, PAGES[recipe.kind](recipe, size, pairs, table.rows()))
     from flawmap.run.figures import figure
 
-    return _write(recipe, out, full, figure(recipe, size, pairs, table, pictures.samples, out))
+    return _write(recipe, out, kind, figure(recipe, size, pairs, table, samples_of, out))
 
 
-def _write(recipe: Recipe, out: Path, full: bool, lines: Iterable[str]) -> dict[str, str]:
-    kind = "full recipe: the paper's settings" if full else "small recipe: for a CPU, not the paper's settings"
-    title = [f"## {recipe.title}", "", f"{recipe.source}. Made by `flawmap reproduce {recipe.name}`, {kind}.", ""]
+def _places(size: Size, data: Path) -> tuple[DataSet, dict[str, str]]:
+    """The data set, and where in it the recipe's categories are: mvtec/bottle may also be bottle."""
+    pictures = dataset(data, size.data)
+    places = {}
+    for category in size.categories or pictures.categories:
+        for name in (category, category.rpartition("/")[2]):
+            if name in pictures.categories:
+                places.setdefault(category, name)
+    if left_out := [category for category in size.categories if category not in places]:
+        say(f"not in {data}, so not run: {', '.join(left_out)}")
+    if not places:
+        raise DataError(f"{data}: none of {', '.join(size.categories)}\n{layout(size.data or 'mvtec')}")
+    return pictures, places
+
+
+def _write(recipe: Recipe, out: Path, kind: str, lines: Iterable[str]) -> dict[str, str]:
+    made_by = f"Made by `flawmap reproduce {recipe.name}`" + (f", {kind}." if kind else ".")
+    title = [f"## {recipe.title}", "", f"{recipe.source}. {made_by}", ""]
     path = out / f"{recipe.name}.md"
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join([*title, *lines, ""]), encoding="utf-8")
+    temporary = path.with_suffix(f".{os.getpid()}.new")
+    temporary.write_text("\n".join([*title, *lines, ""]), encoding="utf-8")
+    os.replace(temporary, path)
     return {"page": str(path)}
 
 
@@ -147,12 +177,14 @@ Rows = Mapping[str, Mapping[str, Any]]
 def _table_page(recipe: Recipe, size: Size, pairs: Pairs, rows: Rows) -> Iterator[str]:
     """A table a category, and their mean beside the paper's."""
     categories = list(dict.fromkeys(job.data for _, job in pairs))
-    columns = ["method", "seeds", *(TITLES[m] for m in recipe.metrics), "steps", "loss, last 5 %", "it still fell by"]
+    columns = ["method", "px", "seeds", *(TITLES[m] for m in recipe.metrics)]
+    columns += ["steps", "loss, last 5 %", "it still fell by"]
     for category in categories:
         yield from (f"**{category}**", "", *head(columns))
         for row in recipe.rows:
             found = _done(pairs, rows, row, category)
-            cells = [row.name, str(len(found)), *_figures(recipe, found), *_training(found)]
+            px = str(found[0]["config"]["size"]) if found else "—"
+            cells = [row.name, px, str(len(found)), *_figures(recipe, found), *_training(found)]
             yield f"| {' | '.join(cells)} |"
         yield ""
     yield from (f"**mean of {len(categories)}, beside the paper's ({recipe.paper_is})**", "")
@@ -160,12 +192,13 @@ def _table_page(recipe: Recipe, size: Size, pairs: Pairs, rows: Rows) -> Iterato
     for row in recipe.rows:
         cells = [row.name]
         for metric in recipe.metrics:
-            means = [_mean(_done(pairs, rows, row, category), metric) for category in categories]
-            cells.append(NOT_RUN if None in means else f"{statistics.mean(m for m in means if m is not None):.3f}")
+            each = [_done(pairs, rows, row, category) for category in categories]
+            means = [mean for found in each if (mean := _mean(found, metric)) is not None]
+            cells.append(NOT_RUN if [] in each else f"{statistics.mean(means):.3f}" if means else "—")
             cells.append(f"{row.paper[metric]:.3f}" if metric in row.paper else "—")
         yield f"| {' | '.join(cells)} |"
     yield ""
-    yield from (f"{row.name}: {row.note}." for row in recipe.rows if row.note)
+    yield from _notes(recipe, pairs, rows)
     yield from ("", *_protocol(recipe, [row for row in rows.values() if row["key"] in {job.key for _, job in pairs}]))
 
 
@@ -189,7 +222,7 @@ def _shots_page(recipe: Recipe, size: Size, pairs: Pairs, rows: Rows) -> Iterato
             cells = [f"{row.paper[str(k)]:.3f}" if str(k) in row.paper else "—" for k in size.shots]
             yield f"| *{recipe.paper_is}* | {row.name}, paper | — | {' | '.join(cells)} |"
     yield ""
-    yield from (f"{row.name}: {row.note}." for row in recipe.rows if row.note)
+    yield from _notes(recipe, pairs, rows)
     mine = [rows[job.key] for _, job in pairs if job.key in rows]
     yield from ("", *_protocol(recipe, mine), "", "Support pictures, by part, the same for every method:", "")
     for row in {(r["data"], r["shots"], r["draw"]): r for r in mine}.values():
@@ -197,6 +230,20 @@ def _shots_page(recipe: Recipe, size: Size, pairs: Pairs, rows: Rows) -> Iterato
 
 
 PAGES: dict[str, Callable[[Recipe, Size, Pairs, Rows], Iterator[str]]] = {"table": _table_page, "shots": _shots_page}
+
+
+def _notes(recipe: Recipe, pairs: Pairs, rows: Rows) -> Iterator[str]:
+    """What each row was run with, and what is to be said of it."""
+    for row in recipe.rows:
+        words = []
+        for job in (job for r, job in pairs if r is row):
+            options = [f"{key} {value}" for key, value in job.options.items()] or ["defaults"]
+            words = [f"{job.method}, {', '.join(options)}"]
+            if job.key in rows and "backbone" in rows[job.key]["config"]:
+                words[0] += f" ({rows[job.key]['config']['backbone']})"
+        words += [row.note] if row.note else []
+        if words:
+            yield f"- {row.name}: {'; '.join(words)}."
 
 
 def _done(pairs: Pairs, rows: Rows, row: Row, category: str) -> list[Mapping[str, Any]]:

@@ -23,6 +23,8 @@ def synthesis_sheet(
     source: Any, out: Path, preset: str = "pouta", textures: str = "", size: int = 224, foreground: str = ""
 ) -> Path:
     """Writes a PNG of good pictures, spread over the data set, with a defect each."""
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"{out}: the sheet is a PNG; give a name that ends in .png")
     if not 32 <= size <= 4096:
         raise UsageError(f"size is {size}; it must be at least 32 and at most 4096")
     texture = None

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 
-from flawmap.errors import FlawmapError
+from flawmap.errors import DataError, FlawmapError, UsageError
+from flawmap.run.model import Model, load
 from flawmap.run.progress import say
-from flawmap.run.recipe import Log
+from flawmap.run.recipe import Log, digest
 from flawmap.types import Sample
 
 METRICS = ("i_auroc", "part_auroc", "p_auroc", "p_ap", "pro", "false_alarms", "escapes", "seconds_per_picture", "why")
@@ -62,12 +63,20 @@ class Table:
         """By the job's key; of two rows the later one. Those of other defaults than today's do not count."""
         if not self.path.exists():
             return {}
-        lines = (line for line in self.path.read_text().split("\n") if line.endswith("}"))
-        return {row["key"]: row for row in map(json.loads, lines) if _as_today(row)}
+        found = (_parsed(line) for line in self.path.read_text().splitlines())
+        return {row["key"]: row for row in found if row and _as_today(row)}
 
     def model(self, job: Job) -> Path | None:
         path = self.root / "models" / f"{job.key}.flaw"
-        return path if path.exists() else None
+        return path if path.exists() and job.key in self.rows() else None
+
+    def check(self, category: str, data_sha256: str) -> None:
+        """DataError: what is in the table was made from other pictures of that name."""
+        for row in self.rows().values():
+            if row["data"] == category and row.get("data_sha256", data_sha256) != data_sha256:
+                raise DataError(
+                    f"{self.path}: its rows of {category} were made from other pictures; take another --out"
+                )
 
     def fill(
         self,
@@ -90,12 +99,26 @@ class Table:
                 if mine and not self._done(job, keep):
                     say(f"== {job}")
                     try:
-                        self._add(run(job, samples_of(job.data), self.root, device, keep=keep))
+                        self._run(job, samples_of(job.data), device, keep)
                     except FlawmapError as error:
                         say(f"failed, and left as it is: {error}")
                         failed.append(error)
+                elif not mine:
+                    say(f"in the hands of another process: {job}")
         if failed:
             raise failed[0]
+
+    def _run(self, job: Job, samples: Sequence[Sample], device: str, keep: bool) -> None:
+        row, bundle = run(job, samples, self.root, device)
+        path = self.root / "models" / f"{job.key}.flaw"
+        path.unlink(missing_ok=True)  # a model of an older row
+        if keep or row["fit_s"] > KEEP_S:
+            path.parent.mkdir(exist_ok=True)
+            temporary = path.with_suffix(".new")
+            shutil.copyfile(bundle, temporary)
+            os.replace(temporary, path)
+        self._add(row)
+        shutil.rmtree(self.root / "runs" / job.key)
 
     def _done(self, job: Job, keep: bool) -> bool:
         return job.key in self.rows() and not (keep and self.model(job) is None)
@@ -119,19 +142,48 @@ class Table:
             yield True
 
     def _add(self, row: Mapping[str, Any]) -> None:
+        """After half a line of a process that was killed, a new line is begun."""
+        torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with self.path.open("a") as file:
-            file.write(json.dumps(row, default=str) + "\n")
+            file.write("\n" * torn + json.dumps(row, default=str) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
 
-def run(job: Job, samples: Sequence[Sample], root: Path, device: str, *, keep: bool = False) -> dict[str, Any]:
-    """Fits, judges the test pictures once, and says what it took. A fit that was stopped goes on."""
+def run(job: Job, samples: Sequence[Sample], root: Path, device: str) -> tuple[dict[str, Any], Path]:
+    """Fits, judges the test pictures once, and says what it took; and the bundle's file. What was stopped goes on."""
     from flawmap.run.evaluate import evaluate
-    from flawmap.run.fit import fit
 
     out, begun = root / "runs" / job.key, time.monotonic()
-    model = fit(
+    model = _finished(job, out) or _fit(job, samples, out, device)
+    assert model.run is not None
+    fitted = time.monotonic() - begun
+    found = evaluate(model, samples, out / "evaluation", name=job.data)
+    entries = Log(model.run / "train.jsonl").entries()
+    data = [json.loads(line) for line in (model.run / "data.jsonl").read_text().splitlines()]
+    row = {
+        "key": job.key,
+        **asdict(job),
+        **{key: found.metrics.get(key) for key in METRICS},
+        "data_sha256": digest(samples),
+        "pictures": found.metrics["pictures"],
+        "fitted_on": len(data),
+        "support": [entry["name"] for entry in data] if job.shots else None,
+        "curve": curve([entry["loss"] for entry in entries if entry["event"] == "step"]),
+        "steps": sum(entry["event"] == "step" for entry in entries),
+        "fit_s": round(sum(entry.get("seconds", 0) for entry in entries if entry["event"] == "done"), 1),
+        "evaluate_s": round(time.monotonic() - begun - fitted, 1),
+        "config": model.bundle.config["options"],
+        "promise": model.calibration.promise if model.calibration else None,
+        **made(),
+    }
+    return row, model.run / "bundle.flaw"
+
+
+def _fit(job: Job, samples: Sequence[Sample], out: Path, device: str) -> Model:
+    from flawmap.run.fit import fit
+
+    return fit(
         samples,
         job.method,
         options=job.options,
@@ -144,37 +196,33 @@ def run(job: Job, samples: Sequence[Sample], root: Path, device: str, *, keep: b
         resume=True,
         name=job.data,
     )
-    assert model.run is not None
-    fitted = time.monotonic() - begun
-    found = evaluate(model, samples, out / "evaluation", name=job.data)
-    entries = Log(model.run / "train.jsonl").entries()
-    data = [json.loads(line) for line in (model.run / "data.jsonl").read_text().splitlines()]
-    row = {
-        "key": job.key,
-        **asdict(job),
-        **{key: found.metrics.get(key) for key in METRICS},
-        "pictures": found.metrics["pictures"],
-        "fitted_on": len(data),
-        "support": [entry["name"] for entry in data] if job.shots else None,
-        "curve": curve([entry["loss"] for entry in entries if entry["event"] == "step"]),
-        "steps": sum(entry["event"] == "step" for entry in entries),
-        "fit_s": round(sum(entry.get("seconds", 0) for entry in entries if entry["event"] == "done"), 1),
-        "evaluate_s": round(time.monotonic() - begun - fitted, 1),
-        "config": model.bundle.config["options"],
-        "promise": model.calibration.promise if model.calibration else None,
-        **made(),
-    }
-    if keep or row["fit_s"] > KEEP_S:
-        (root / "models").mkdir(exist_ok=True)
-        shutil.copyfile(model.run / "bundle.flaw", root / "models" / f"{job.key}.flaw")
-    shutil.rmtree(out)
-    return row
+
+
+def _finished(job: Job, out: Path) -> Model | None:
+    """A fit that had ended when its process was stopped, of today's defaults."""
+    for path in sorted(out.rglob("bundle.flaw")):
+        model = load(path)
+        if _as_today({**asdict(job), "config": model.bundle.config["options"]}):
+            model.run = path.parent
+            return model
+    return None
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """None: half a line, of a process that was killed while it wrote."""
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
 
 
 def _as_today(row: Mapping[str, Any]) -> bool:
     from flawmap.detectors import detector_class
 
-    today = asdict(detector_class(row["method"]).configure({"seed": row["seed"], **row["options"]}))
+    try:
+        today = asdict(detector_class(row["method"]).configure({"seed": row["seed"], **row["options"]}))
+    except UsageError:  # a method or an option that is no more
+        return False
     return all(_plain(today.get(name)) == value for name, value in row["config"].items())
 
 

@@ -72,21 +72,24 @@ class Synthesis:
     def __call__(self, clean: np.ndarray, seed: Sequence[int]) -> Painted:
         """`clean` is (3, H, W) float32 in [0, 1]."""
         random = np.random.default_rng(seed)
+        inside = self.foreground(clean) if self.foreground else None
         if random.random() < self.preset.rotate_clean:
-            turned = _image(clean).rotate(random.uniform(-90, 90), Image.Resampling.BILINEAR)
-            clean = _array(turned)
+            angle = random.uniform(-90, 90)
+            clean = _array(_image(clean).rotate(angle, Image.Resampling.BILINEAR))
+            if inside is not None:  # what is turned in from outside is no part
+                inside = np.asarray(Image.fromarray(inside).rotate(angle))
         if random.random() < self.anomalous:
             for _ in range(TRIES if self.preset.redraw else 1):
-                made = self._paint(clean, random)
+                made = self._paint(clean, inside, random)
                 if made is not None:
                     return made
         return Painted(clean, clean, np.zeros(clean.shape[1:], np.float32))
 
-    def _paint(self, clean: np.ndarray, random: np.random.Generator) -> Painted | None:
+    def _paint(self, clean: np.ndarray, inside: np.ndarray | None, random: np.random.Generator) -> Painted | None:
         size = (clean.shape[1], clean.shape[2])
         mask_HW = blots(random, size, THRESHOLD, FINEST)
-        if self.foreground:
-            mask_HW = mask_HW & self.foreground(clean)
+        if inside is not None:
+            mask_HW = mask_HW & inside
         if not mask_HW.any():
             return None
         source = self._source(clean, random)
