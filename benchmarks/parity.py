@@ -23,7 +23,9 @@ def compare(method: str, category: str, folder: Path) -> tuple[int, float, float
     from flawmap.images.folder import find
 
     bundle = folder / "model.flaw"
-    flawmap.fit(DATA / category, method, out=folder / "runs").save(bundle)
+    method, _, preset = method.partition(":")
+    options = {"preset": preset} if preset else {}
+    flawmap.fit(DATA / category, method, options=options, out=folder / "runs").save(bundle)
     onnx, torch = flawmap.load(bundle), flawmap.load(bundle, engine="torch")
     assert onnx.calibration is not None
     paths = [s.source for s in find(DATA / category) if s.split == "test"]
@@ -43,9 +45,12 @@ def compare(method: str, category: str, folder: Path) -> tuple[int, float, float
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--categories", nargs="+", default=["mvtec/bottle", "elpv/mono", "aws_lookout/cookie"])
-    bad = 0
-    for category in parser.parse_args().categories:
-        for method in ("patchcore", "simplenet"):
+    parser.add_argument(
+        "--methods", nargs="+", default=["patchcore", "simplenet"], help="or with a preset: pouta:small"
+    )
+    args, bad = parser.parse_args(), 0
+    for category in args.categories:
+        for method in args.methods:
             with tempfile.TemporaryDirectory() as folder:
                 n, torch, cli, flips = compare(method, category, Path(folder))
             bad += flips + (torch > 1e-4) + (cli > 1e-4)

@@ -69,7 +69,8 @@ def figure(
         for row, job in pairs:
             if job.data != category:
                 continue
-            name = row.name + (f", k = {job.shots}" if size.shots and job.shots else "")
+            shots = f", k = {job.shots}" if job.shots else ", all"
+            name = row.name + (shots if size.shots else "")
             path = table.model(job)
             if path is None:
                 lacking.append(name)
