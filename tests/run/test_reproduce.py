@@ -116,6 +116,18 @@ def test_a_run_that_has_not_converged_is_said_to_be_so(world: Path, tiny: Path) 
     assert _cells(page, "SimpleNet")[0][-3:] == ["40", "1.000", "0%"]
 
 
+def test_a_loss_of_which_nothing_is_left_has_converged(world: Path, tiny: Path) -> None:
+    _add(
+        tiny,
+        Job("patchcore", "square", {"size": 64}, 0),
+        i_auroc=0.9,
+        p_ap=0.5,
+        curve=[1.0] + [0.002] * 11 + [0.001] * 8,
+    )
+    page = Path(reproduce("tiny-table", world.parent, tiny, train=False)["page"]).read_text()
+    assert _cells(page, "PatchCore")[0][-1] == "50%"
+
+
 def test_few_shots_are_shown_over_draws_with_their_pictures(world: Path, tiny: Path) -> None:
     for draw, value in ((0, 0.7), (1, 0.9)):
         _add(

@@ -25,6 +25,7 @@ from flawmap.types import Sample
 TITLES = {"i_auroc": "I-AUROC", "part_auroc": "part AUROC", "p_auroc": "P-AUROC", "p_ap": "P-AP", "pro": "PRO"}
 NOT_RUN = "not run"
 FALLS = 0.05  # a loss that still fell by this share has not converged
+NOTHING = 0.01  # unless so little of it is left
 
 
 @dataclass(frozen=True)
@@ -262,7 +263,7 @@ def _training(found: Sequence[Mapping[str, Any]]) -> list[str]:
         return ["—"] * 3
     fell = [share for row in found if (share := falling(row["curve"])) is not None]
     words = "—" if not fell else f"{statistics.mean(fell):.0%}"
-    if fell and max(fell) > FALLS:
+    if fell and max(fell) > FALLS and max(row["curve"][-1] / row["curve"][0] for row in found) > NOTHING:
         words += ", not converged"
     return [str(found[0]["steps"]), _spread([row["curve"][-1] for row in found]), words]
 
@@ -286,7 +287,7 @@ def _protocol(recipe: Recipe, mine: Sequence[Mapping[str, Any]]) -> Iterator[str
         "brought to the picture's own size, masks as given, labels from the folder; last step of training; the test "
         "pictures judged once a row. Mean ± standard deviation over what the second or third column counts. *It still "
         "fell by*: the mean loss of the fourth fifth of the steps against the third, before the learning rate falls; "
-        f"above {FALLS:.0%} the run has not converged."
+        f"above {FALLS:.0%} the run has not converged, unless less than {NOTHING:.0%} of the first loss is left."
     )
 
 
