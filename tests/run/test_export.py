@@ -14,7 +14,7 @@ from PIL import Image
 from flawmap.errors import GateError
 from flawmap.images.decode import Intake, decode
 from flawmap.run.engine import OnnxEngine
-from flawmap.run.export import MAP_TOLERANCE, TOLERANCE, Golden, export_bundle, gate, near_threshold
+from flawmap.run.export import TOLERANCE, Golden, export_bundle, gate, near_threshold
 from flawmap.run.model import Model, load
 from flawmap.types import Prediction
 
@@ -92,7 +92,7 @@ def test_the_gate_refuses_nan(crossed: Model, what: str):
 def test_the_gate_refuses_a_map_that_moves_in_one_pixel(crossed: Model):
     def one_pixel(found: Prediction) -> Prediction:
         map = found.map.copy()
-        map[0, 3, 5] += 3 * MAP_TOLERANCE * map.max()
+        map[0, 3, 5] += 3 * TOLERANCE * map.max()
         return found._replace(map=map)
 
     calibration = dataclasses.replace(crossed.calibration, map_threshold=0.0)  # type: ignore[type-var]

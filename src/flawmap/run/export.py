@@ -17,10 +17,7 @@ from flawmap.types import Prediction
 from flawmap.verdict.calibration import Calibration
 
 GOLDEN_BYTES = 2**21  # a larger picture is thinned before it is carried along in the bundle
-TOLERANCE = 1e-4  # of the score scale, between torch and the exported graph
-# Of the map's scale. A small probability is as uncertain as its logit: on good pictures 1e-4 of it is rounding. The
-# threshold of maps stands so much above what set it (verdict/calibration.py).
-MAP_TOLERANCE = 1e-3
+TOLERANCE = 1e-4  # of the score scale (and of the map's), between torch and the exported graph
 
 
 @dataclass(frozen=True)
@@ -68,20 +65,21 @@ def gate(
     images = [intake(picture.content)[0][None] for picture in golden]
     found = [(_one(trained(image)), _one(exported(image))) for image in images]
     if calibration:
-        scale = calibration.scale
-    else:  # nothing says where good ends: the scale is that of a picture that is plainly not good
-        scale = max([abs(_one(trained(_spoilt(image))).score) for image in images] + [1e-12])
+        scale, least = calibration.scale, abs(calibration.map_threshold)
+    else:  # nothing says where good ends: the scales are those of a picture that is plainly not good
+        spoilt = [_one(trained(_spoilt(image))) for image in images]
+        scale = max([abs(one.score) for one in spoilt] + [1e-12])
+        least = max([float(np.abs(one.map).max()) for one in spoilt] + [0.0])
     for picture, (ours, theirs) in zip(golden, found, strict=True):
-        map_scale = max(abs(calibration.map_threshold) if calibration else 0.0, float(np.abs(ours.map).max()), 1e-12)
+        map_scale = max(least, float(np.abs(ours.map).max()), 1e-12)
         score_gap = abs(ours.score - theirs.score) / scale
         map_gap = float(np.abs(ours.map - theirs.map).max()) / map_scale
         worst_score, worst_map = max(worst_score, score_gap), max(worst_map, map_gap)
         nok = [bool(calibration and found.score > calibration.threshold) for found in (ours, theirs)]
-        if not score_gap <= TOLERANCE or not map_gap <= MAP_TOLERANCE or nok[0] != nok[1]:
+        if not score_gap <= TOLERANCE or not map_gap <= TOLERANCE or nok[0] != nok[1]:
             raise GateError(
                 f"{picture.name}: {trained.name} says {ours.score:.6f} and {exported.name} says {theirs.score:.6f} "
-                f"(difference {score_gap:.1e} of the scale, allowed {TOLERANCE:.0e}; map {map_gap:.1e}, allowed "
-                f"{MAP_TOLERANCE:.0e}"
+                f"(difference {score_gap:.1e} of the scale, map {map_gap:.1e}; allowed {TOLERANCE:.0e}"
                 f"{', and the verdict flips' if nok[0] != nok[1] else ''}): the bundle is not written"
             )
         entries.append({"name": picture.name, "score": theirs.score, "peak": float(theirs.map.max()), "nok": nok[1]})
