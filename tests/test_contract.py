@@ -116,7 +116,7 @@ def test_a_picture_scores_the_same_alone_and_in_a_batch(
     for place, image in enumerate(images(model)):
         alone = engine(image[None])
         assert float(alone.score[0]) == pytest.approx(float(batch.score[place]), rel=1e-5, abs=1e-5)
-        np.testing.assert_allclose(alone.map[0], batch.map[place], rtol=0, atol=TOLERANCE * np.abs(batch.map).max())
+        np.testing.assert_allclose(alone.map[0], batch.map[place], rtol=0, atol=3e-5 * np.abs(batch.map).max())
 
 
 def test_saving_and_loading_changes_no_bit(model: Model, images: Callable[[Model], np.ndarray], tmp_path: Path) -> None:
