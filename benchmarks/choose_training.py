@@ -1,4 +1,4 @@
-"""Chooses norm, learning rate and synthesis of the small POUTA without a look at any test picture.
+"""Chooses how the small POUTA and the small EfficientAD are trained without a look at any test picture.
 
 Of a category's good training pictures some parts train the network and others are held out; each held-out picture is
 judged as it is and with artificial defects (artificial_defects.py: not those that it is trained with), whose masks are
@@ -6,8 +6,9 @@ exact. Prints the table of docs/defaults.md. Rows already in benchmarks/out/choo
 several of this script share the work with --shard 0/2, 1/2.
 
     python benchmarks/choose_training.py [--steps 400] [--shard 0/1] [--only norm]
+    python benchmarks/choose_training.py --steps 800 --only EfficientAD [--teacher FILE]
 
-The pictures are found by FLAWMAP_DATA, else in ../shared/data; the textures of DTD in ../shared/sources.
+The pictures are found by FLAWMAP_DATA, else in ../shared/data; the textures of DTD and photos in ../shared/sources.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from choose_defaults import METRICS, pictures
 from PIL import Image
 
 from flawmap.detectors import create
-from flawmap.detectors.base import SynthesisDetector
+from flawmap.detectors.base import Detector
 from flawmap.images.decode import Intake
 from flawmap.run.feed import Feed
 from flawmap.run.recipe import Log
@@ -37,7 +38,7 @@ from flawmap.verdict.metrics import PixelMetrics, auroc
 
 HERE = Path(__file__).resolve().parent
 ROOT = Path(os.environ.get("FLAWMAP_DATA") or HERE.parents[1] / "shared" / "data")
-DTD = ROOT.parent / "sources" / "textures_dtd"
+FOLDERS = {"DTD": ROOT.parent / "sources" / "textures_dtd", "photos": ROOT.parent / "sources" / "photos_imagenet"}
 TABLE = HERE / "out" / "choose_training.jsonl"
 NAMES = ("mvtec/bottle", "glassfiber/glassfiber")
 PLAIN: dict[str, Any] = {"norm": "instance", "rate": 1e-3, "synthesis": "pouta"}
@@ -52,17 +53,26 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "textures of DTD": {"textures": "DTD"},
     "DRAEM, rate 1e-3": {"method": "draem", "rate": 1e-3},
     "DRAEM, rate 2e-4": {"method": "draem", "rate": 2e-4},
+    "EfficientAD, batch 2, rate 1e-3": {"method": "efficientad", "batch": 2},
+    "EfficientAD, batch 1": {"method": "efficientad", "batch": 1},
+    "EfficientAD, batch 4": {"method": "efficientad", "batch": 4},
+    "EfficientAD, rate 3e-4": {"method": "efficientad", "batch": 2, "rate": 3e-4},
+    "EfficientAD, rate 1e-4": {"method": "efficientad", "batch": 2, "rate": 1e-4},
+    "EfficientAD, penalty on photos": {"method": "efficientad", "batch": 2, "generic": "photos"},
+    "EfficientAD, the other teacher": {"method": "efficientad", "batch": 2, "teacher": "other"},
 }
 
 
-def judge(name: str, options: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Trains, and holds maps and scores against the masks."""
+def made(options: dict[str, Any], steps: int, teacher: str) -> Detector:
     chosen = dict(options) if "method" in options else PLAIN | options
-    if chosen.get("textures"):
-        chosen["textures"] = str(DTD)
-    method = chosen.pop("method", "pouta")
-    detector = create(method, {"preset": "small", **chosen, "steps": steps})
-    assert isinstance(detector, SynthesisDetector)
+    chosen |= {key: str(FOLDERS[value]) for key, value in chosen.items() if key in ("textures", "generic")}
+    chosen |= {"teacher": teacher} if "teacher" in chosen else {}
+    return create(chosen.pop("method", "pouta"), {"preset": "small", **chosen, "steps": steps})
+
+
+def judge(name: str, options: dict[str, Any], steps: int, teacher: str) -> dict[str, Any]:
+    """Trains, and holds maps and scores against the masks."""
+    detector = made(options, steps, teacher)
     size = detector.config.size
     fit, held, mask = pictures(ROOT, name, 0)
     samples = [Sample(as_bytes(image), str(i), str(i), kind=GOOD) for i, image in enumerate(fit)]
@@ -71,14 +81,21 @@ def judge(name: str, options: dict[str, Any], steps: int) -> dict[str, Any]:
     feed.prepare(detector)
     begun = time.perf_counter()
     rows = np.arange(len(fit))
+    scaling = rows[::10] if detector.needs_end else rows[:0]
+    rows = np.setdiff1d(rows, scaling)
+    with torch.no_grad():
+        detector.begin(feed.one_pass(rows))
     train(
         detector,
-        lambda start: feed.steps(rows, 8, 0, start, steps),
+        lambda start: feed.steps(rows, detector.batch_size, 0, start, steps),
         seed=0,
         checkpoint=scratch / "checkpoint",
         log=Log(scratch / "log.jsonl"),
         tick=lambda done, loss: print(f"{name} {options} {done} {loss:.3f}", flush=True) if done % 50 == 0 else None,
     )
+    if detector.needs_end:
+        with torch.no_grad():
+            detector.end(feed.one_pass(scaling))
     spent = time.perf_counter() - begun
     intake, large = Intake((size, size)), mask.shape[1:]
     pixels, scores = PixelMetrics(), []
@@ -117,19 +134,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--shard", default="0/1", help="this part of so many")
-    parser.add_argument("--only", default="", help="variants whose name has this")
+    parser.add_argument("--only", nargs="+", default=[""], help="variants whose name has all of this")
+    parser.add_argument("--teacher", default="", help="a file, for the variant that has another one than the embedded")
     args = parser.parse_args()
     part, parts = map(int, args.shard.split("/"))
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // parts))
     TABLE.parent.mkdir(exist_ok=True)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    jobs = [(variant, name) for variant in VARIANTS for name in NAMES if args.only in variant]
+    jobs = [(variant, name) for variant in VARIANTS for name in NAMES if all(word in variant for word in args.only)]
+    jobs = [job for job in jobs if args.teacher or "other teacher" not in job[0]]
     for variant, name in jobs[part::parts]:
         if any((r["variant"], r["category"], r["steps"]) == (variant, name, args.steps) for r in rows()):
             continue
         row = {"variant": variant, "category": name, "steps": args.steps, "commit": commit}
         row |= {"date": time.strftime("%Y-%m-%d"), "machine": f"{platform.machine()}, {os.cpu_count()} cores"}
-        row |= judge(name, VARIANTS[variant], args.steps)
+        row |= judge(name, VARIANTS[variant], args.steps, args.teacher)
         with TABLE.open("a") as file:
             file.write(json.dumps(row) + "\n")
     print(table(args.steps))

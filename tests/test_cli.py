@@ -24,7 +24,20 @@ from flawmap.cli import main
 from flawmap.run.model import load
 from flawmap.types import Sample
 
-VERBS = ["demo", "fit", "evaluate", "calibrate", "inspect", "export", "report", "reproduce", "data", "doctor", "list"]
+VERBS = [
+    "demo",
+    "fit",
+    "distill",
+    "evaluate",
+    "calibrate",
+    "inspect",
+    "export",
+    "report",
+    "reproduce",
+    "data",
+    "doctor",
+    "list",
+]
 
 
 class Said(NamedTuple):

@@ -39,7 +39,8 @@ def _fit(method: str, world: Path, out: Path) -> Model:
     about = describe(method)
     options = {"size": 64, **more, **({"steps": STEPS} if "steps" in about["options"] else {})}
     if "small" in about["presets"]:  # it trains a network of its own
-        options |= {"preset": "small", "width": 8, "window": 7, "steps": 200, "rate": 3e-3}
+        options |= {"preset": "small", "steps": 200, "rate": 3e-3}
+        options |= {} if "teacher" in about["options"] else {"width": 8, "window": 7}  # the embedded one has its width
     return fit(world, method, options=options, seed=3, false_alarm=0.1, held_out=0.4, out=out, device="cpu")
 
 

@@ -20,7 +20,9 @@ import pytest
 
 import flawmap
 from flawmap import cli
+from flawmap.cli.words import options, tied
 from flawmap.detectors import DETECTORS, detector_class
+from flawmap.run.distill import Distilling
 from flawmap.run.model import Model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -107,7 +109,7 @@ def _command_lines() -> Iterator[tuple[str, str]]:
 def test_a_command_line_of_the_pages_is_understood(page: str, command: str) -> None:
     words = shlex.split(re.split(r"\s(?:\||>|&&)\s", command)[0], comments=True)[1:]
     try:
-        args, rest = cli._parser().parse_known_args(cli._tied(cli._parser(), words))
+        args, rest = cli._parser().parse_known_args(tied(cli._parser(), words))
     except SystemExit as stop:
         if stop.code != 0:  # --help and --version stop with 0
             raise AssertionError(f"{page}: {command}") from stop
@@ -115,7 +117,9 @@ def test_a_command_line_of_the_pages_is_understood(page: str, command: str) -> N
     assert not rest or getattr(args, "takes_options", False), f"{page}: {command}: unknown {rest}"
     if args.verb == "fit":
         preset = {"preset": args.preset} if args.preset else {}
-        detector_class(args.method).configure({**preset, **cli._options(rest)})
+        detector_class(args.method).configure({**preset, **options(rest)})
+    if args.verb == "distill":
+        Distilling.configure(options(rest))
 
 
 def test_there_are_command_lines_to_check() -> None:

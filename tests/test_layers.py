@@ -32,7 +32,7 @@ MAY_IMPORT = {
 TRAINING = {"torch", "torchvision", "timm", "onnx", "onnxscript"}
 # The road of training; all else of `run` works at the line.
 NEEDS_TORCH = {f"run/{name}" for name in ("fit", "train", "store", "feed", "demo", "parallel", "estimate")}
-NEEDS_TORCH |= {"run/cost", "run/explain", "run/figures"}
+NEEDS_TORCH |= {"run/distill", "run/roles", "run/cost", "run/explain", "run/figures", "run/epochs", "run/spread"}
 BLOCKED = f"""
 import sys
 

@@ -28,6 +28,7 @@ from flawmap.run.bundle import read
 from flawmap.run.fit import Fitting, fit
 from flawmap.run.model import Model, load
 from flawmap.run.recipe import Recipe
+from flawmap.run.roles import CROSSED
 from flawmap.types import Batch, Sample, Verdict
 
 FILES = {"recipe.toml", "env.json", "data.jsonl", "train.jsonl", "calibration.csv", "report.html", "bundle.flaw"}
@@ -131,7 +132,7 @@ def test_few_parts_are_cross_fitted_each_scored_by_a_detector_that_has_not_seen_
     assert calibration.parts == 24
     assert "cross-fitting" in calibration.sentence
     roles = {row["role"] for row in _rows(_run(crossed) / "data.jsonl")}
-    assert roles == {"fit and calibration (cross-fitted)"}
+    assert roles == {CROSSED}
     # The first fold again, the slow way: torch from the picture on.
     samples = [sample for sample in find(world) if sample.split == "train"]
     group = {sample.name for sample in folds(samples, 6, seed=0)[0]}
@@ -158,8 +159,8 @@ def test_a_method_that_may_cross_fits_only_where_held_out_parts_are_too_few(
 ):
     samples = [sample for sample in find(world) if sample.split == "train"]
     fitting = _fitting(samples, method, false_alarm=false_alarm)
-    assert fitting.crossed is crossed
-    assert Counter(fitting.roles) == ({"fit": 24} if crossed else {"fit": 19, "calibration": 5})
+    assert fitting.roles.crossed is crossed
+    assert Counter(fitting.roles.of) == ({CROSSED: 24} if crossed else {"fit": 19, "calibration": 5})
 
 
 @pytest.mark.parametrize(

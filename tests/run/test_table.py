@@ -11,6 +11,7 @@ import pytest
 from flawmap.images.folder import find
 from flawmap.run import table as tables
 from flawmap.run.table import Job, Table, curve, falling, made
+from flawmap.verdict.metrics import auroc
 
 QUICK = {"size": 64}
 
@@ -57,10 +58,57 @@ def test_a_run_becomes_a_row_and_is_not_repeated(
     assert row["support"] == sorted(row["support"])
     assert table.model(job) == tmp_path / "models" / f"{job.key}.flaw"
     assert not (tmp_path / "runs" / job.key).exists()
+    scores = table.scores(job)
+    assert scores is not None
+    assert len(scores) == 12
+    assert scores[0][:3] == ("test/good/000.png", "test/good/000.png", "good")
+    assert row["i_auroc"] == auroc([s.score for s in scores], [s.kind != "good" for s in scores])
+    assert (row["threshold"], row["calibrated_on"]) == (None, None)
     before = table.path.read_bytes()
     table.fill([job], lambda name: pytest.fail("the pictures were asked for again"))
     assert table.path.read_bytes() == before
     assert capsys.readouterr().err.count("== patchcore") == 1
+
+
+def test_scores_that_were_not_kept_are_made_anew_from_the_model_or_by_another_run(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, job = Table(tmp_path), Job("patchcore", "square", QUICK, shots=3, held_out=0.4)
+    table.fill([job], lambda name: find(world), "cpu", keep=True)
+    first, line = table.scores(job), table.path.read_bytes()
+    row = table.rows()[job.key]
+    assert row["threshold"] > 0
+    assert row["promise"] == pytest.approx(1 / (row["calibrated_on"] + 1))
+    path = tmp_path / "scores" / f"{job.key}.csv"
+    path.unlink()
+    assert table.scores(job) is None
+    table.fill([job], lambda name: pytest.fail("the scores are not wanted"), "cpu")
+    capsys.readouterr()
+    table.fill([job], lambda name: find(world), "cpu", scores=True)
+    assert "fitting" not in capsys.readouterr().err
+    assert (table.scores(job), table.path.read_bytes()) == (first, line)
+    path.unlink()
+    (tmp_path / "models" / f"{job.key}.flaw").unlink()
+    table.fill([job], lambda name: find(world), "cpu", scores=True)
+    assert table.scores(job) == first
+    assert table.path.read_bytes().count(b"\n") == 2
+
+
+def test_a_job_is_not_known_by_where_this_machine_keeps_its_weights() -> None:
+    plain = {"backbone": "resnet18.tv_in1k"}
+    job = Job("simplenet", "square", plain)
+    given = Job("simplenet", "square", plain | {"weights": "/a/b/resnet18.tv_in1k.safetensors"})
+    assert (given.key, str(given)) == (job.key, str(job))
+    first, same, other = (
+        Job("efficientad", "square", {"teacher": path}).key for path in ("/a/one.st", "/b/one.st", "/a/two.st")
+    )
+    assert first == same != other
+
+
+def test_a_row_counts_wherever_its_weights_were(tmp_path: Path) -> None:
+    table, job = Table(tmp_path), Job("patchcore", "square", QUICK)
+    table._add(_row(job) | {"config": {"size": 64, "weights": "/a/b.safetensors", "seed": 0}})
+    assert list(table.rows()) == [job.key]
 
 
 def test_the_same_draw_gives_every_method_the_same_pictures(world: Path) -> None:

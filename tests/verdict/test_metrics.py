@@ -13,7 +13,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from flawmap.errors import DataError
 from flawmap.types import Verdict
-from flawmap.verdict.metrics import PixelMetrics, auroc, average_precision, f1_max, summary
+from flawmap.verdict.metrics import PixelMetrics, auroc, average_precision, f1_max, fpr_at_no_escape, roc, summary
 
 METRICS = ("p_auroc", "p_ap", "pro")
 
@@ -304,3 +304,27 @@ def test_maps_and_masks_that_cannot_serve_are_refused():
         metrics.add(map, mask, good=True)
     with pytest.raises(DataError, match=r"a map is \(H, W\)"):
         metrics.add(map[None], mask, good=False)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_roc_and_the_price_of_no_escape_are_those_of_scikit_learn(seed: int) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    random = np.random.default_rng(seed)
+    labels = random.random(60) < 0.4
+    scores = np.round(random.normal(size=60) + labels, 1)  # with ties
+    found = roc(scores, labels)
+    assert found is not None
+    for ours, theirs in zip(found, metrics.roc_curve(labels, scores, drop_intermediate=False), strict=True):
+        np.testing.assert_allclose(ours, theirs)
+    price = fpr_at_no_escape(scores, labels)
+    assert price is not None
+    alarms, hits, thresholds = metrics.roc_curve(labels, scores, drop_intermediate=False)
+    first = int(np.argmax(hits == 1))
+    assert (price["rate"], price["threshold"]) == (pytest.approx(alarms[first]), thresholds[first])
+    assert price["low"] < price["rate"] < price["high"]
+    assert price["n"] == int((~labels).sum())
+
+
+def test_without_both_classes_there_is_no_curve_and_no_price() -> None:
+    assert roc([1.0, 2.0], [False, False]) is None
+    assert fpr_at_no_escape([1.0, 2.0], [True, True]) is None

@@ -15,6 +15,7 @@ DETECTORS = {
     "simplenet": "simplenet:SimpleNet",
     "pouta": "pouta:POUTA",
     "draem": "draem:DRAEM",
+    "efficientad": "efficientad:EfficientAD",
 }
 
 

@@ -48,8 +48,8 @@ class Detector(nn.Module):
     needs_end: ClassVar[bool] = False
     # Leave-part-out scores may calibrate it: adding parts to what it remembers changes little, and only downwards.
     cross_fits: ClassVar[bool] = False
-    batch_size: ClassVar[int] = 8  # pictures a step
     mixed_precision: ClassVar[bool] = False  # its loss bears bfloat16
+    wants_generic: ClassVar[bool] = False  # it learns from pictures of anything too: batch.generic
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
 
     @dataclass(frozen=True)
@@ -65,6 +65,15 @@ class Detector(nn.Module):
     @property
     def steps(self) -> int:
         return getattr(self.config, "steps", 0)
+
+    @property
+    def batch_size(self) -> int:
+        """Good pictures a step."""
+        return 8
+
+    def given(self) -> dict[str, str]:
+        """What was learnt before, for the bundle's config: where its weights came from, and their SHA-256."""
+        return {}
 
     def begin(self, normals: Iterable[Batch]) -> None:
         """Nothing, unless the method has something to remember."""
@@ -124,6 +133,9 @@ class FrozenDetector(Detector):
         )
         self.grid = grid_of(self.backbone.shapes, config.size, config.stride)
         self.embed = Embed(self.backbone.shapes, self.grid, config.neighbourhood)
+
+    def given(self) -> dict[str, str]:
+        return {"backbone_sha256": self.backbone.sha256, "backbone_origin": self.backbone.origin}
 
     def forward(self, image: Tensor) -> Prediction:
         return self.head(self.backbone(image))

@@ -140,6 +140,14 @@ def _from_folder(path: Path) -> dict[str, bytes]:
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in found}
 
 
+def given(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Weights that were learnt before the fit: what they are, where they came from, and their SHA-256."""
+    found = [
+        (what, config.get(f"{what}_origin", ""), config.get(f"{what}_sha256", "")) for what in ("backbone", "teacher")
+    ]
+    return [(f"{what} weights", f"{origin}, SHA-256 {sha256}") for what, origin, sha256 in found if origin]
+
+
 def card(config: Mapping[str, Any], calibration: Calibration | None, pictures: int) -> str:
     """What the model is and promises, as Markdown."""
     promise = calibration.sentence if calibration else "Not calibrated: gives scores and maps, never a verdict."
@@ -147,8 +155,8 @@ def card(config: Mapping[str, Any], calibration: Calibration | None, pictures: i
     return (
         f"# {config['title']} on {pictures} good pictures\n\n{promise}\n\n"
         f"Method: {config['title']}, {config['paper']}\n"
-        f"Backbone weights: {config['backbone_origin']}, SHA-256 {config['backbone_sha256']}\n"
-        f"Pictures: SHA-256 {config['recipe']['data_sha256']} over names, parts and contents\n"
+        + "".join(f"{what.capitalize()}: {weights}\n" for what, weights in given(config))
+        + f"Pictures: SHA-256 {config['recipe']['data_sha256']} over names, parts and contents\n"
         f"Parity of torch and ONNX: scores within {config['parity']['worst_score']:.1e} of their scale\n\n"
         "## Options\n\n" + "\n".join(lines) + "\n"
     )

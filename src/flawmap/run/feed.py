@@ -20,10 +20,12 @@ from flawmap.run import parallel
 from flawmap.run.progress import progress, say
 from flawmap.run.store import FeatureStore
 from flawmap.synthesis import Synthesis, Texture
+from flawmap.synthesis.textures import drawn
 from flawmap.types import Batch, Prediction, Sample
 
 PASS = 8  # pictures in a batch of `begin`, `end` and scoring
 TEXTURES = 2000  # as many stay in memory
+GREY = 0.3  # of the generic pictures
 TRIED, FEW = 100, 0.4  # paintings before training, and the least share that should get a defect
 
 
@@ -35,12 +37,12 @@ class Feed:
     ) -> None:
         self.samples, self.intake, self.device = samples, intake, device
         self.frozen = isinstance(detector, FrozenDetector)
-        self.synthesis = synthesis_of(detector)
+        self.synthesis, self.generic = synthesis_of(detector), generic_of(detector)
         shapes = detector.backbone.shapes if isinstance(detector, FrozenDetector) else [(3, *intake.size)]
-        self.store = FeatureStore(folder, shapes, len(samples)) if self.frozen or self.synthesis else None
+        self.store = FeatureStore(folder, shapes, len(samples))
 
     def prepare(self, detector: Detector) -> None:
-        if self.store is None or self.store.done == len(self.samples):
+        if self.store.done == len(self.samples):
             return
         features, what = (lambda image_B3HW: (image_B3HW,)), "pictures"
         if isinstance(detector, FrozenDetector):
@@ -66,22 +68,31 @@ class Feed:
         return self.intake(self.samples[row].source)[0]
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        if self.frozen and self.store is not None:
-            return _to(self.store.batch(rows), self.device)
-        image_B3HW = torch.from_numpy(np.stack([self.image(int(row)) for row in rows]))
-        return _to(Batch(image=image_B3HW, clean=image_B3HW), self.device)
+        found = self.store.batch(rows)
+        if not self.frozen and found.features is not None:
+            found = Batch(image=found.features[0], clean=found.features[0])
+        return _to(found, self.device)
 
     def painted(self, rows: Sequence[int] | np.ndarray, seeds: Iterable[Sequence[int]]) -> Batch:
         """The pictures with a known false defect each, or as they are; a seed decides all of a picture's."""
         assert self.synthesis is not None
-        assert self.store is not None
         made = [self.synthesis(self.store.stages[0][row], seed) for row, seed in zip(rows, seeds, strict=True)]
         image, clean, mask = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
         return Batch(image=image, clean=clean, mask=mask)
 
+    def lesson(self, rows: Sequence[int] | np.ndarray, seeds: Sequence[Sequence[int]]) -> Batch:
+        """What a step is asked on: pictures or their features, painted, or with pictures of anything beside them."""
+        if self.synthesis is not None:
+            return self.painted(rows, seeds)
+        batch = self.batch(rows)
+        if self.generic is not None:
+            some = [_turned_grey(self.generic, seed, self.intake.size) for seed in seeds]
+            batch.generic = torch.from_numpy(np.stack(some)).to(self.device)
+        return batch
+
     def steps(self, rows: np.ndarray, batch_size: int, seed: int, start: int, steps: int) -> Iterator[Batch]:
         """The batches of training; a step's depends on nothing but `rows`, `seed` and its number."""
-        workers = _workers(self.device) if self.synthesis else 0
+        workers = _workers(self.device) if self.synthesis else 0  # the other kinds have their batches on the device
         batches = _Steps(self, rows, batch_size, seed)
         how = {"num_workers": workers, "multiprocessing_context": "fork"} if workers else {}
         loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), **how)
@@ -124,9 +135,33 @@ def synthesis_of(detector: Detector) -> Synthesis | None:
     return Synthesis(config.synthesis, texture=texture, foreground=config.foreground)
 
 
-@lru_cache(1)
-def textures(folder: str) -> Texture:
-    """Any picture of the folder, squashed to the size that is asked for. DataError: one cannot be read."""
+def generic_of(detector: Detector) -> Texture | None:
+    """Pictures of anything: the middle of photos at twice the size, as in EfficientAD's code, or drawn textures."""
+    if not detector.wants_generic:
+        return None
+    folder = getattr(detector.config, "generic", "")
+    return textures(folder, zoom=2) if folder else drawn
+
+
+def grey(image_3HW: np.ndarray) -> np.ndarray:
+    """The luma of Rec. 601 in all three channels."""
+    luma_HW = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), image_3HW, axes=1)
+    return np.stack([luma_HW] * 3)
+
+
+def _turned_grey(generic: Texture, seed: Sequence[int], size: tuple[int, int]) -> np.ndarray:
+    """A generic picture; 3 in 10 without colours."""
+    random = np.random.default_rng(seed)
+    image = generic(random, size)
+    return grey(image) if random.random() < GREY else image
+
+
+@lru_cache(2)
+def textures(folder: str, zoom: int = 1) -> Texture:
+    """Any picture of the folder, squashed to `zoom` times the size that is asked for, of which the middle is given.
+
+    DataError: one cannot be read.
+    """
     if not Path(folder).is_dir():
         raise UsageError(f"textures: there is no folder {folder}")
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _folder.SUFFIXES)
@@ -139,7 +174,10 @@ def textures(folder: str) -> Texture:
 
     @lru_cache(TEXTURES)
     def read(place: int, size: tuple[int, int]) -> np.ndarray:
-        return (Intake(size)(files[place])[0] * 255).round().astype(np.uint8)
+        high, wide = size
+        image = Intake((zoom * high, zoom * wide))(files[place])[0]
+        top, left = ((zoom - 1) * side // 2 for side in size)
+        return (image[:, top : top + high, left : left + wide] * 255).round().astype(np.uint8)
 
     def texture(random: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
         return read(int(random.integers(len(files))), size).astype(np.float32) / 255
@@ -163,10 +201,7 @@ class _Steps(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         share = slice(parallel.rank(), None, parallel.world())
         rows = self.rows[draw(len(self.rows), self.batch_size, step, self.seed)[share]]
-        if self.feed.synthesis is None:
-            return self.feed.batch(rows)
-        seeds = [(self.seed, step, place) for place in range(self.batch_size)[share]]
-        return self.feed.painted(rows, seeds)
+        return self.feed.lesson(rows, [(self.seed, step, place) for place in range(self.batch_size)[share]])
 
 
 class _Pass:

@@ -16,7 +16,7 @@ from flawmap.report.heatmap import Scale, outlined, overlay, picture, thumbnail
 from flawmap.report.sheet import sheet
 from flawmap.run.engine import TorchEngine
 from flawmap.run.model import Model, load
-from flawmap.run.reproduce import Pairs, Recipe, Size
+from flawmap.run.reproduce import Pairs, Recipe, SamplesOf, Size
 from flawmap.run.table import Job, Table
 from flawmap.types import GOOD, Sample
 
@@ -60,7 +60,7 @@ def figure(
     size: Size,
     pairs: Pairs,
     table: Table,
-    samples_of: Callable[[str], Sequence[Sample]],
+    samples_of: SamplesOf,
     out: Path,
 ) -> Iterator[str]:
     """Draws what can be drawn, a file a category, and yields the lines of its page."""
@@ -77,7 +77,7 @@ def figure(
             else:
                 kept.append(Kept(name, job, load(path)))
         if lacking:
-            yield f"{category}: not run, so not shown: {', '.join(lacking)}."
+            yield f"{category}: not run, so not shown: {', '.join(lacking)}.\n"
         if not kept:
             continue
         shown = chosen(samples_of(category), int(size.figure.get("pictures", 6)))
@@ -106,14 +106,15 @@ def chosen(samples: Sequence[Sample], most: int) -> list[Shown]:
 
 
 def strips(kept: Sequence[Kept], shown: Sequence[Shown], options: Mapping[str, Any]) -> bytes:
-    """Picture with the mask's outline, then the map of every model; a scale a model."""
+    """Picture with the mask's outline (with `mask`: the mask beside it), then every model's map; a scale a model."""
     maps = [[k.model.predict(s.sample.source)[1] for s in shown] for k in kept]
     scales = [_scale(each, shown) for each in maps]
-    rows = [
-        [_small(outlined(s.image, s.mask)), *(_over(s.image, m[i], c) for m, c in zip(maps, scales, strict=True))]
-        for i, s in enumerate(shown)
-    ]
-    return _png(rows, ["picture", *(k.name for k in kept)], shown, SCALE_NOTE)
+    rows = []
+    for i, s in enumerate(shown):
+        first = [_small(s.image), s.mask] if options.get("mask") else [_small(outlined(s.image, s.mask))]
+        rows.append([*first, *(_over(s.image, m[i], c) for m, c in zip(maps, scales, strict=True))])
+    columns = ["picture", *["mask"] * bool(options.get("mask")), *(k.name for k in kept)]
+    return _png(rows, columns, shown, SCALE_NOTE)
 
 
 def levels(kept: Sequence[Kept], shown: Sequence[Shown], options: Mapping[str, Any]) -> bytes:

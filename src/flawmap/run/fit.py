@@ -19,12 +19,11 @@ import numpy as np
 
 from flawmap.detectors import create
 from flawmap.detectors.base import Detector, SynthesisDetector
-from flawmap.errors import CalibrationError, DataError, UsageError
+from flawmap.errors import DataError, UsageError
 from flawmap.images import folder as _folder
 from flawmap.images.decode import Intake
 from flawmap.images.split import folds as _folds
 from flawmap.images.split import shots as _shots
-from flawmap.images.split import split
 from flawmap.run import export, parallel
 from flawmap.run.bundle import Bundle, card
 from flawmap.run.engine import OnnxEngine, TorchEngine, device_named
@@ -33,9 +32,10 @@ from flawmap.run.feed import Feed, synthesis_of
 from flawmap.run.model import Model, load
 from flawmap.run.progress import progress, say
 from flawmap.run.recipe import Log, Recipe, digest, environment, peak_mb, run_folder, write_csv, write_data, write_json
+from flawmap.run.roles import CALIBRATION, roles
 from flawmap.run.train import train
 from flawmap.types import Prediction, Sample
-from flawmap.verdict.calibration import Calibration, least_parts
+from flawmap.verdict.calibration import Calibration
 
 KEPT_MAPS = 12  # of the calibration, for the report: the strangest and the most usual
 
@@ -143,7 +143,7 @@ class Fitting:
         self.detector = detector.to(self.device)
         self.samples, self.left_out = samples, left_out
         self.hashes = [_folder.sha256(sample) for sample in samples]
-        self.roles = self._roles()
+        self.roles = roles(samples, recipe, detector)
         size = detector.config.size
         self.intake = Intake.fit((s.source for s in samples), (size, size))
         self.calibrated: list[Calibrated] = []
@@ -153,8 +153,7 @@ class Fitting:
         self.run, self.work = run, run / "work"
         self.work.mkdir(exist_ok=True)
         self.log = Log(run / "train.jsonl")
-        roles = ["fit and calibration (cross-fitted)"] * len(self.samples) if self.crossed else self.roles
-        write_data(run / "data.jsonl", self.samples, self.hashes, roles, self.left_out)
+        write_data(run / "data.jsonl", self.samples, self.hashes, self.roles.of, self.left_out)
         self.feed = Feed(self.detector, self.samples, self.intake, self.work / "features", self.device)
         if note := self.detector.memory_note(len(self.samples)):
             say(note)
@@ -162,9 +161,8 @@ class Fitting:
             self.feed.prepare(self.detector)
         parallel.wait()
         self._foretell()
-        rows = self._fitted()
         with self._stage("fit"):
-            self._learn(self.detector, rows, self.work / "model.safetensors")
+            self._learn(self.detector, self.roles.fitted, self.work / "model.safetensors")
         with self._stage("graph"):
             self._export()
         with self._stage("calibration"):
@@ -189,43 +187,14 @@ class Fitting:
         parallel.wait()  # the first one makes the pictures ready
         self.feed = Feed(self.detector, self.samples, self.intake, self.work / "features", self.device)
         if not (self.work / "model.safetensors").exists():
-            self._train(self.detector, self._fitted(), self.work / "model.checkpoint", None)
-
-    def _fitted(self) -> list[int]:
-        return [i for i, role in enumerate(self.roles) if role == "fit"]
+            self._train(self.detector, self.roles.fitted, self.work / "model.checkpoint", None)
 
     def _foretell(self) -> None:
         """Says what training will take, and what makes no sense on a CPU."""
-        if self.feed.synthesis is None or (self.work / "model.safetensors").exists():
+        if self.feed.frozen or not self.detector.steps or (self.work / "model.safetensors").exists():
             return
-        found = estimate(self.detector, self.feed.painted([0], [(self.recipe.seed,)]))
+        found = estimate(self.detector, self.feed.lesson([0], [(self.recipe.seed,)]))
         say(found.sentence(self.detector.batch_size) + advice(self.detector, found, self.device))
-
-    def _roles(self) -> list[str]:
-        """fit or calibration, by part; every picture is both where the method cross-fits and parts are few."""
-        parts = {s.part for s in self.samples}
-        self.crossed = self._crosses(len(parts))
-        if self.crossed or len(parts) < 2 or not self.recipe.held_out:
-            count = len(parts) if self.crossed else 0
-        else:
-            _, held = split(self.samples, (1 - self.recipe.held_out, self.recipe.held_out), self.recipe.seed)
-            count = len({s.part for s in held})
-        if self.recipe.false_alarm is not None and least_parts(self.recipe.false_alarm) > count:
-            least = f"{100 / (count + 1):.1f} %" if count else "nothing"
-            raise CalibrationError(
-                f"{count} good parts for calibration cannot promise {self.recipe.false_alarm * 100:g} % false alarms: "
-                f"the least they can promise is {least} on average; it takes {least_parts(self.recipe.false_alarm)}"
-            )
-        if self.crossed or len(parts) < 2 or not self.recipe.held_out:
-            return ["fit"] * len(self.samples)
-        held_names = {s.name for s in held}
-        return ["calibration" if s.name in held_names else "fit" for s in self.samples]
-
-    def _crosses(self, parts: int) -> bool:
-        target = self.recipe.false_alarm or 0.01
-        if not self.recipe.held_out or not self.detector.cross_fits or parts < 2:
-            return False
-        return int(parts * self.recipe.held_out) < least_parts(target)
 
     def _learn(self, detector: Detector, rows: Sequence[int], result: Path) -> None:
         """begin, the steps, end; the result is the detector's state."""
@@ -244,7 +213,7 @@ class Fitting:
             self._train(detector, rows, checkpoint, self.log)
         if detector.needs_end:
             with torch.no_grad():
-                detector.end(self.feed.one_pass(rows))
+                detector.end(self.feed.one_pass(self.roles.scaling))
         temporary = result.with_suffix(".new")
         save_file({key: value.contiguous() for key, value in detector.state_dict().items()}, temporary)
         temporary.replace(result)
@@ -262,11 +231,11 @@ class Fitting:
             )
 
     def _calibrate(self) -> Calibration | None:
-        if self.crossed:
+        if self.roles.crossed:
             engine, rows = TorchEngine(self.detector, self.device).name, list(range(len(self.samples)))
             found = self._cross_fitted()
         else:
-            engine, rows = self.exported.name, [i for i, role in enumerate(self.roles) if role == "calibration"]
+            engine, rows = self.exported.name, self.roles.rows(CALIBRATION)
             found = self._scores(lambda: self._judged(rows), self.work / "calibration") if rows else {}
         if not found:
             why = "one good part only" if self.recipe.held_out else "no part is held out"
@@ -283,7 +252,7 @@ class Fitting:
             [c.score for c in self.calibrated],
             [c.peak for c in self.calibrated],
             false_alarm=self.recipe.false_alarm,
-            cross_fitted=self.crossed,
+            cross_fitted=self.roles.crossed,
             data_sha256=self.recipe.data_sha256,
             engine=engine,
             created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -373,8 +342,7 @@ class Fitting:
             "options": self.recipe.options,
             "intake": self.intake.to_dict(),
             "map_typical": float(np.median(peaks)) if peaks else 0.0,
-            "backbone_sha256": getattr(getattr(detector, "backbone", None), "sha256", ""),
-            "backbone_origin": getattr(getattr(detector, "backbone", None), "origin", ""),
+            **detector.given(),
             "recipe": {**asdict(self.recipe), "data": Path(self.recipe.data).name},
             "environment": environment(),
             "parity": {key: value for key, value in parity.items() if key != "pictures"},

@@ -6,26 +6,47 @@ A recipe is a file of flawmap/recipes: `full` are the paper's settings, which wa
 
 from __future__ import annotations
 
+import importlib
 import os
-import statistics
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from flawmap.errors import DataError, UsageError
 from flawmap.images.datasets import DataSet, dataset, layout
+from flawmap.images.decode import decode
 from flawmap.run.progress import say
 from flawmap.run.recipe import digest
-from flawmap.run.table import Job, Table, falling, made
+from flawmap.run.table import Job, Table
 from flawmap.types import Sample
 
+# Kind of page -> "module:function" of flawmap/run; the function has the signature of `figures.figure`.
+KINDS = {
+    "table": "pages:table",
+    "shots": "pages:shots",
+    **dict.fromkeys(("strips", "levels", "gradcam", "tsne"), "figures:figure"),
+    "cost": "cost:page",
+    "bars": "bars:page",
+    "few": "few:page",
+    "roc": "roc:page",
+    "escape": "roc:escape",
+    "epochs": "epochs:page",
+    "coarse": "coarse:page",
+    "spread": "spread:page",
+    "book": "book:book",
+}
+MODELS = {"strips", "levels", "gradcam", "tsne", "coarse", "spread"}  # kinds that show models: they are kept
+SCORES = {"roc", "escape"}  # kinds that show the scores of single pictures
+OWN = {"epochs"}  # kinds that run by themselves those jobs whose key is in `table.wanted`
 TITLES = {"i_auroc": "I-AUROC", "part_auroc": "part AUROC", "p_auroc": "P-AUROC", "p_ap": "P-AP", "pro": "PRO"}
-NOT_RUN = "not run"
-FALLS = 0.05  # a loss that still fell by this share has not converged
-NOTHING = 0.01  # unless so little of it is left
+GREY = " (grey)"  # after a category's name: the same pictures without their colours
+LUMA = (0.299, 0.587, 0.114)
 
 
 @dataclass(frozen=True)
@@ -35,6 +56,7 @@ class Row:
     options: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, Any] = field(default_factory=dict)
     note: str = ""
+    group: str = ""  # rows of one group stand together
 
 
 @dataclass(frozen=True)
@@ -44,11 +66,26 @@ class Size:
     data: str = ""  # the kind of data set that is asked for
     categories: tuple[str, ...] = ()  # empty: all
     seeds: tuple[int, ...] = (0,)
-    shots: tuple[int, ...] = ()  # 0: all
+    shots: tuple[int, ...] = ()  # parts; 0: all
     draws: int = 1
+    held_out: float = 0.0  # of the good parts, for a calibrated threshold
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method, for all rows
-    limits: Mapping[str, Sequence[str]] = field(default_factory=dict)  # by method: on these categories alone
+    limits: Mapping[str, Any] = field(default_factory=dict)  # by method: on these categories alone, or a `Limit`
     figure: Mapping[str, Any] = field(default_factory=dict)  # what the figure takes
+
+    def wants(self, job: Job) -> bool:
+        """Whether it is within what its method is limited to, which makes a slow method's share smaller.
+
+        A limit is a list of categories, or a table of any of categories, seeds, shots and draws.
+        """
+        limit = self.limits.get(job.method, {})
+        limit = limit if isinstance(limit, Mapping) else {"categories": limit}
+        return (
+            job.data in limit.get("categories", [job.data])
+            and job.seed in limit.get("seeds", [job.seed])
+            and (job.shots or 0) in limit.get("shots", [job.shots or 0])
+            and job.draw < limit.get("draws", self.draws)
+        )
 
 
 @dataclass(frozen=True)
@@ -62,24 +99,36 @@ class Recipe:
     small: Size
     metrics: tuple[str, ...] = ()
     paper_is: str = ""
+    paper_on: str = ""  # the category that the paper's values are of, where it is one of ours
+    says: str = ""  # what is to be known of the paper's values, for below the table
+    pages: tuple[str, ...] = ()  # of a book
 
-    def jobs(self, size: Size, categories: Sequence[str], textures: str = "") -> Iterator[tuple[Row, Job]]:
+    def jobs(
+        self, size: Size, categories: Sequence[str], textures: str = "", weights: Path | None = None
+    ) -> Iterator[tuple[Row, Job]]:
         """Seeds and draws outermost, so that a first row of every method is there early."""
         for draw in range(size.draws):
             for seed in size.seeds:
                 for category in size.categories or categories:
                     for shots in size.shots or (None,):
                         for row in self.rows:
-                            if row.method and category in size.limits.get(row.method, [category]):
-                                yield row, self._job(row, size, category, seed, shots or None, draw, textures)
+                            if not row.method:
+                                continue
+                            options = _options(row, size, textures, weights)
+                            job = Job(row.method, category, options, seed, shots or None, draw, size.held_out)
+                            if size.wants(job):
+                                # All parts are one draw: another seed tells more.
+                                yield row, job if job.shots else replace(job, seed=seed + draw, draw=0)
 
-    def _job(self, row: Row, size: Size, category: str, seed: int, shots: int | None, draw: int, textures: str) -> Job:
-        from flawmap.detectors import describe
 
-        options = {**size.options.get(row.method, {}), **row.options}
-        if textures and "textures" in describe(row.method)["options"]:
-            options["textures"] = textures
-        return Job(row.method, category, options, seed, shots, draw)
+def _options(row: Row, size: Size, textures: str, weights: Path | None) -> dict[str, Any]:
+    from flawmap.detectors import describe
+    from flawmap.run.weights import given
+
+    options = {**size.options.get(row.method, {}), **row.options}
+    if textures and "textures" in describe(row.method)["options"]:
+        options["textures"] = textures
+    return options | (given(row.method, options, weights) if weights else {})
 
 
 def names() -> list[str]:
@@ -96,53 +145,78 @@ def read(name: str) -> Recipe:
     return Recipe(name=name, rows=rows, **sizes, **{key: _fixed(value) for key, value in values.items()})
 
 
-def reproduce(
-    name: str,
-    data: Path | None,
-    out: Path,
-    *,
-    full: bool = False,
-    only: str = "",
-    seeds: Sequence[int] | None = None,
-    textures: str = "",
-    train: bool = True,
-    device: str = "auto",
-) -> dict[str, str]:
-    """Runs what is missing of an experiment, and writes its page, OUT/NAME.md, with figures beside it."""
-    recipe = read(name)
-    size = recipe.full if full else recipe.small
+@dataclass(frozen=True)
+class Wish:
+    """What is asked for of a recipe."""
+
+    data: Path | None
+    out: Path
+    full: bool = False
+    only: str = ""
+    seeds: Sequence[int] | None = None
+    textures: str = ""
+    weights: Path | None = None  # a folder of BACKBONE.safetensors
+    train: bool = True
+    device: str = "auto"
+
+
+def reproduce(name: str, data: Path | None, out: Path, **wishes: Any) -> dict[str, str]:
+    """Runs what is missing of an experiment, and writes its page, OUT/NAME.md, with figures beside it.
+
+    `wishes` are the fields of a Wish.
+    """
+    recipe, wish = read(name), Wish(data, out, **wishes)
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise UsageError("reproduce is not started by torchrun: start it several times with one --out instead")
-    if recipe.kind == "cost":
-        from flawmap.run.cost import cost_table
+    if wish.weights is not None and not wish.weights.is_dir():
+        raise UsageError(f"{wish.weights}: there is no such folder; --weights holds files BACKBONE.safetensors")
+    if recipe.kind == "book":
+        from flawmap.run.book import book
 
-        if not train or only or seeds:
-            raise UsageError(f"{name} measures anew each time: it takes no --no-run, --only or --seeds")
-        return _write(recipe, out, "", cost_table(recipe, size))
-    if data is None:
-        raise UsageError(f"{name} wants pictures: name their folder with --data\n{layout(size.data or 'mvtec')}")
-    pictures, places = _places(size, data)
-    table = Table(out)
-    pairs = list(recipe.jobs(size, list(places), textures))
+        return book(recipe, wish)
+    return one(recipe, wish)
+
+
+def one(recipe: Recipe, wish: Wish) -> dict[str, str]:
+    """One page. UsageError: nothing of it is called as the wish says."""
+    size, page = recipe.full if wish.full else recipe.small, _page(recipe.kind)
+    if recipe.kind == "cost":
+        if not wish.train or wish.only or wish.seeds:
+            raise UsageError(f"{recipe.name} measures anew each time: it takes no --no-run, --only or --seeds")
+        return _write(recipe, wish.out, "", page(recipe, size, [], Table(wish.out), lambda name: [], wish.out))
+    if wish.data is None:
+        raise UsageError(f"{recipe.name} wants pictures: name their folder with --data\n{layout(size.data or 'mvtec')}")
+    pictures, places = _places(size, wish.data)
+    pairs = list(recipe.jobs(size, list(places), wish.textures, wish.weights))
     pairs = [(row, job) for row, job in pairs if job.data in places]
 
+    @cache
     def samples_of(category: str) -> Sequence[Sample]:
-        return pictures.samples(places[category])
+        found = pictures.samples(places[category])
+        return [_in_grey(sample) for sample in found] if category.endswith(GREY) else found
 
+    wanted = _wanted(recipe, wish, pairs) if wish.train else []
+    table = Table(wish.out, (job.key for job in wanted), wish.device)
     for category in places:
         table.check(category, digest(samples_of(category)))
-    if train:
-        wanted = [job for row, job in pairs if only in f"{row.name}, {job}" and (not seeds or job.seed in seeds)]
-        if not wanted:
-            there = "\n".join(f"  {row.name}, {job}" for row, job in pairs)
-            raise UsageError(f"nothing of {name} is called so; there are:\n{there}")
-        table.fill(wanted, samples_of, device, keep=recipe.kind not in PAGES)
-    kind = "full recipe: the paper's settings" if full else "small recipe: for a CPU, not the paper's settings"
-    if recipe.kind in PAGES:
-        return _write(recipe, out, kind, PAGES[recipe.kind](recipe, size, pairs, table.rows()))
-    from flawmap.run.figures import figure
+    if recipe.kind not in OWN:
+        table.fill(wanted, samples_of, wish.device, keep=recipe.kind in MODELS, scores=recipe.kind in SCORES)
+    kind = "full recipe: the paper's settings" if wish.full else "small recipe: for a CPU, not the paper's settings"
+    return _write(recipe, wish.out, kind, page(recipe, size, pairs, table, samples_of, wish.out))
 
-    return _write(recipe, out, kind, figure(recipe, size, pairs, table, samples_of, out))
+
+def _wanted(recipe: Recipe, wish: Wish, pairs: Pairs) -> list[Job]:
+    """The jobs that the wish names and whose weights are there; the others are told."""
+    from flawmap.run.weights import lacking
+
+    named = [(row, job) for row, job in pairs if wish.only in f"{row.name}, {job}"]
+    named = [(row, job) for row, job in named if not wish.seeds or job.seed in wish.seeds]
+    if not named and pairs:
+        there = "\n".join(f"  {row.name}, {job}" for row, job in pairs)
+        raise UsageError(f"nothing of {recipe.name} is called so; there are:\n{there}")
+    for words in dict.fromkeys(f"{row.name}: not run: {why}" for row, job in named if (why := lacking(job))):
+        say(words)
+    return [job for _, job in named if not lacking(job)]
 
 
 def _places(size: Size, data: Path) -> tuple[DataSet, dict[str, str]]:
@@ -150,7 +224,8 @@ def _places(size: Size, data: Path) -> tuple[DataSet, dict[str, str]]:
     pictures = dataset(data, size.data)
     places = {}
     for category in size.categories or pictures.categories:
-        for name in (category, category.rpartition("/")[2]):
+        plain = category.removesuffix(GREY)
+        for name in (plain, plain.rpartition("/")[2]):
             if name in pictures.categories:
                 places.setdefault(category, name)
     if left_out := [category for category in size.categories if category not in places]:
@@ -158,6 +233,12 @@ def _places(size: Size, data: Path) -> tuple[DataSet, dict[str, str]]:
     if not places:
         raise DataError(f"{data}: none of {', '.join(size.categories)}\n{layout(size.data or 'mvtec')}")
     return pictures, places
+
+
+def _in_grey(sample: Sample) -> Sample:
+    """Its luma, one value a pixel, which a detector gets three times."""
+    pixels = decode(sample.source)
+    return replace(sample, source=np.rint(pixels @ np.array(LUMA, np.float32)).astype(pixels.dtype))
 
 
 def _write(recipe: Recipe, out: Path, kind: str, lines: Iterable[str]) -> dict[str, str]:
@@ -173,122 +254,13 @@ def _write(recipe: Recipe, out: Path, kind: str, lines: Iterable[str]) -> dict[s
 
 Pairs = Sequence[tuple[Row, Job]]
 Rows = Mapping[str, Mapping[str, Any]]
+SamplesOf = Callable[[str], Sequence[Sample]]
+Page = Callable[[Recipe, Size, Pairs, Table, SamplesOf, Path], Iterator[str]]
 
 
-def _table_page(recipe: Recipe, size: Size, pairs: Pairs, rows: Rows) -> Iterator[str]:
-    """A table a category, and their mean beside the paper's."""
-    categories = list(dict.fromkeys(job.data for _, job in pairs))
-    columns = ["method", "px", "seeds", *(TITLES[m] for m in recipe.metrics)]
-    columns += ["steps", "loss, last 5 %", "it still fell by"]
-    for category in categories:
-        yield from (f"**{category}**", "", *head(columns))
-        for row in recipe.rows:
-            found = _done(pairs, rows, row, category)
-            px = str(found[0]["config"]["size"]) if found else "—"
-            cells = [row.name, px, str(len(found)), *_figures(recipe, found), *_training(found)]
-            yield f"| {' | '.join(cells)} |"
-        yield ""
-    yield from (f"**mean of {len(categories)}, beside the paper's ({recipe.paper_is})**", "")
-    yield from head(["method", *(f"{TITLES[m]} here | paper" for m in recipe.metrics)])
-    for row in recipe.rows:
-        cells = [row.name]
-        for metric in recipe.metrics:
-            each = [_done(pairs, rows, row, category) for category in categories]
-            means = [mean for found in each if (mean := _mean(found, metric)) is not None]
-            cells.append(NOT_RUN if [] in each else f"{statistics.mean(means):.3f}" if means else "—")
-            cells.append(f"{row.paper[metric]:.3f}" if metric in row.paper else "—")
-        yield f"| {' | '.join(cells)} |"
-    yield ""
-    yield from _notes(recipe, pairs, rows)
-    yield from ("", *_protocol(recipe, [row for row in rows.values() if row["key"] in {job.key for _, job in pairs}]))
-
-
-def _shots_page(recipe: Recipe, size: Size, pairs: Pairs, rows: Rows) -> Iterator[str]:
-    """I-AUROC over the number of good pictures, mean and deviation over the draws."""
-    categories = list(dict.fromkeys(job.data for _, job in pairs))
-    yield from head(["category", "method", "draws", *(f"k = {k}" for k in size.shots)])
-    for category in categories:
-        for row in recipe.rows:
-            if not row.method:
-                continue
-            cells, draws = [], []
-            for k in size.shots:
-                jobs = [job for r, job in pairs if r is row and job.data == category and job.shots == k]
-                found = [rows[job.key]["i_auroc"] for job in jobs if job.key in rows]
-                draws.append(len(found))
-                cells.append(_spread(found) if found else NOT_RUN)
-            yield f"| {category} | {row.name} | {'/'.join(map(str, draws))} | {' | '.join(cells)} |"
-    for row in recipe.rows:
-        if row.paper:
-            cells = [f"{row.paper[str(k)]:.3f}" if str(k) in row.paper else "—" for k in size.shots]
-            yield f"| *{recipe.paper_is}* | {row.name}, paper | — | {' | '.join(cells)} |"
-    yield ""
-    yield from _notes(recipe, pairs, rows)
-    mine = [rows[job.key] for _, job in pairs if job.key in rows]
-    yield from ("", *_protocol(recipe, mine), "", "Support pictures, by part, the same for every method:", "")
-    for row in {(r["data"], r["shots"], r["draw"]): r for r in mine}.values():
-        yield f"- {row['data']}, k = {row['shots']}, draw {row['draw']}: {', '.join(row['support'])}"
-
-
-PAGES: dict[str, Callable[[Recipe, Size, Pairs, Rows], Iterator[str]]] = {"table": _table_page, "shots": _shots_page}
-
-
-def _notes(recipe: Recipe, pairs: Pairs, rows: Rows) -> Iterator[str]:
-    """What each row was run with, and what is to be said of it."""
-    for row in recipe.rows:
-        words = []
-        for job in (job for r, job in pairs if r is row):
-            options = [f"{key} {value}" for key, value in job.options.items()] or ["defaults"]
-            words = [f"{job.method}, {', '.join(options)}"]
-            if job.key in rows and "backbone" in rows[job.key]["config"]:
-                words[0] += f" ({rows[job.key]['config']['backbone']})"
-        words += [row.note] if row.note else []
-        if words:
-            yield f"- {row.name}: {'; '.join(words)}."
-
-
-def _done(pairs: Pairs, rows: Rows, row: Row, category: str) -> list[Mapping[str, Any]]:
-    return [rows[job.key] for r, job in pairs if r is row and job.data == category and job.key in rows]
-
-
-def _figures(recipe: Recipe, found: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not found:
-        return [NOT_RUN] * len(recipe.metrics)
-    values = ([row[metric] for row in found if row[metric] is not None] for metric in recipe.metrics)
-    return [_spread(value) if value else "—" for value in values]
-
-
-def _training(found: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not found or not found[0]["curve"]:
-        return ["—"] * 3
-    fell = [share for row in found if (share := falling(row["curve"])) is not None]
-    words = "—" if not fell else f"{statistics.mean(fell):.0%}"
-    if fell and max(fell) > FALLS and max(row["curve"][-1] / row["curve"][0] for row in found) > NOTHING:
-        words += ", not converged"
-    return [str(found[0]["steps"]), _spread([row["curve"][-1] for row in found]), words]
-
-
-def _mean(found: Sequence[Mapping[str, Any]], metric: str) -> float | None:
-    values = [row[metric] for row in found if row[metric] is not None]
-    return statistics.mean(values) if values else None
-
-
-def _spread(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.3f}"
-    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
-
-
-def _protocol(recipe: Recipe, mine: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    said = mine or [made()]
-    places = [", ".join(sorted({str(row[key]) for row in said})) for key in ("date", "commit", "machine")]
-    yield (
-        f"Dates {places[0]}; commits {places[1]}; {places[2]}. Pictures squashed to the network's size, no crop; maps "
-        "brought to the picture's own size, masks as given, labels from the folder; last step of training; the test "
-        "pictures judged once a row. Mean ± standard deviation over what the second or third column counts. *It still "
-        "fell by*: the mean loss of the fourth fifth of the steps against the third, before the learning rate falls; "
-        f"above {FALLS:.0%} the run has not converged, unless less than {NOTHING:.0%} of the first loss is left."
-    )
+def _page(kind: str) -> Page:
+    module, function = KINDS[kind].split(":")
+    return getattr(importlib.import_module(f"flawmap.run.{module}"), function)
 
 
 def head(columns: Sequence[str]) -> list[str]:

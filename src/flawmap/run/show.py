@@ -11,6 +11,7 @@ import numpy as np
 from flawmap.images.decode import decode, read_mask
 from flawmap.report.heatmap import Scale, anchored
 from flawmap.report.page import Gallery, Picture, Report, Scored, write
+from flawmap.run.bundle import given
 from flawmap.run.model import Model, enlarge
 from flawmap.types import GOOD, Sample, Verdict
 
@@ -131,7 +132,7 @@ def facts(model: Model) -> list[tuple[str, list[tuple[str, Any]]]]:
             "Trust",
             [
                 ("pictures, SHA-256", recipe["data_sha256"]),
-                ("backbone weights", f"{config['backbone_origin']}, SHA-256 {config['backbone_sha256']}"),
+                *given(config),
                 ("engines", " and ".join(config["parity"]["engines"])),
                 ("their largest difference", f"{config['parity']['worst_score']:.1e} of the score scale"),
                 ("bundle, SHA-256", model.bundle.sha256),

@@ -19,15 +19,17 @@ FLUSH = 32  # pictures between two marks of progress
 
 
 class FeatureStore:
-    """One memory-mapped file (N, C, h, w) float32 a stage, and a mark of how many pictures are in."""
+    """One memory-mapped file (N, C, h, w) a stage, and a mark of how many pictures are in."""
 
-    def __init__(self, folder: Path, shapes: Sequence[tuple[int, ...]], pictures: int) -> None:
+    def __init__(
+        self, folder: Path, shapes: Sequence[tuple[int, ...]], pictures: int, dtype: type[np.floating] = np.float32
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.mark, self.pictures = folder / "done.json", pictures
         self.done: int = json.loads(self.mark.read_text())["pictures"] if self.mark.exists() else 0
         mode = "r+" if self.done else "w+"  # without a mark, what lies there may be half a file
         self.stages = [
-            np.lib.format.open_memmap(folder / f"stage{i}.npy", mode=mode, dtype=np.float32, shape=(pictures, *shape))
+            np.lib.format.open_memmap(folder / f"stage{i}.npy", mode=mode, dtype=dtype, shape=(pictures, *shape))
             for i, shape in enumerate(shapes)
         ]
 
@@ -49,4 +51,5 @@ class FeatureStore:
         self.done = done
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        return Batch(features=tuple(torch.from_numpy(np.ascontiguousarray(stage[rows])) for stage in self.stages))
+        """float32, whatever is on the disk."""
+        return Batch(features=tuple(torch.from_numpy(stage[rows].astype(np.float32)) for stage in self.stages))

@@ -1,11 +1,13 @@
 """The run table: one line of JSON for every run that is done, so that work goes on where it stopped.
 
 A run is decided by its job: method, options, pictures, seed, shots. What has a row is not run again; several processes
-with one table share the work, since a job is claimed by a lock on its file. Trained models are kept beside the table.
+with one table share the work, since a job is claimed by a lock on its file. Trained models, and the scores of every
+run's test pictures, are kept beside the table.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import os
@@ -17,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +31,7 @@ from flawmap.types import Sample
 
 METRICS = ("i_auroc", "part_auroc", "p_auroc", "p_ap", "pro", "false_alarms", "escapes", "seconds_per_picture", "why")
 CURVE = 20  # points of a loss curve
+FILES = ("weights", "teacher")  # options that name a file of this machine
 KEEP_S = 60  # a model that took longer to fit is kept, for figures that may want it
 
 
@@ -44,20 +47,34 @@ class Job:
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        values = asdict(self) | {"options": portable(self.options)}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
-        words = [self.method, self.data, *(f"{key} {value}" for key, value in self.options.items())]
+        words = [self.method, self.data, *(f"{key} {value}" for key, value in portable(self.options).items())]
         words += [f"{self.shots} shots, draw {self.draw}"] if self.shots else []
         return ", ".join([*words, f"seed {self.seed}"])
 
 
-class Table:
-    """`root` holds table.jsonl, the models, and the runs that are not finished."""
+class Score(NamedTuple):
+    """What a run said of one test picture."""
 
-    def __init__(self, root: Path) -> None:
+    name: str
+    part: str
+    kind: str
+    score: float
+
+
+class Table:
+    """`root` holds table.jsonl, models, scores, and the runs that are not finished.
+
+    `wanted` are the keys of the jobs that may be run now, on `device`, by a page that runs its own.
+    """
+
+    def __init__(self, root: Path, wanted: Iterable[str] = (), device: str = "auto") -> None:
         root.mkdir(parents=True, exist_ok=True)
         self.root, self.path = root, root / "table.jsonl"
+        self.wanted, self.device = frozenset(wanted), device
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """By the job's key; of two rows the later one. Those of other defaults than today's do not count."""
@@ -69,6 +86,14 @@ class Table:
     def model(self, job: Job) -> Path | None:
         path = self.root / "models" / f"{job.key}.flaw"
         return path if path.exists() and job.key in self.rows() else None
+
+    def scores(self, job: Job) -> list[Score] | None:
+        """Of every test picture; None: they were not kept, or the row is not of today's defaults."""
+        path = self._scores(job)
+        if not path.exists() or job.key not in self.rows():
+            return None
+        with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
+            return [Score(r["name"], r["part"], r["kind"], float(r["score"])) for r in csv.DictReader(file)]
 
     def check(self, category: str, data_sha256: str) -> None:
         """DataError: what is in the table was made from other pictures of that name."""
@@ -85,21 +110,26 @@ class Table:
         device: str = "auto",
         *,
         keep: bool = False,
+        scores: bool = False,
     ) -> None:
         """Runs what has no row yet, in order. `samples_of(name)` are the pictures of a category.
 
-        With `keep` a run whose model is wanted and was not kept is done again. A run that fails does not stop the
-        others; its error is raised after them.
+        With `keep` a run whose model is wanted and was not kept is done again, with `scores` one whose scores were
+        not, from its model where there is one. A run that fails does not stop the others; its error is raised after
+        them.
         """
         failed: list[FlawmapError] = []
         for job in jobs:
-            if self._done(job, keep):
+            if self._done(job, keep, scores):
                 continue
             with self._claim(job) as mine:
-                if mine and not self._done(job, keep):
+                if mine and not self._done(job, keep, scores):
                     say(f"== {job}")
                     try:
-                        self._run(job, samples_of(job.data), device, keep)
+                        if self.model(job):
+                            self._score(job, samples_of(job.data))
+                        else:
+                            self._run(job, samples_of(job.data), device, keep)
                     except FlawmapError as error:
                         say(f"failed, and left as it is: {error}")
                         failed.append(error)
@@ -117,11 +147,32 @@ class Table:
             temporary = path.with_suffix(".new")
             shutil.copyfile(bundle, temporary)
             os.replace(temporary, path)
+        self._keep_scores(job)
         self._add(row)
         shutil.rmtree(self.root / "runs" / job.key)
 
-    def _done(self, job: Job, keep: bool) -> bool:
-        return job.key in self.rows() and not (keep and self.model(job) is None)
+    def _score(self, job: Job, samples: Sequence[Sample]) -> None:
+        """The scores alone, by the model that was kept."""
+        from flawmap.run.evaluate import evaluate
+
+        evaluate(load(self.root / "models" / f"{job.key}.flaw"), samples, self._evaluation(job), name=job.data)
+        self._keep_scores(job)
+        shutil.rmtree(self.root / "runs" / job.key)
+
+    def _keep_scores(self, job: Job) -> None:
+        path = self._scores(job)
+        path.parent.mkdir(exist_ok=True)
+        os.replace(self._evaluation(job) / "scores.csv", path)
+
+    def _scores(self, job: Job) -> Path:
+        return self.root / "scores" / f"{job.key}.csv"
+
+    def _evaluation(self, job: Job) -> Path:
+        return self.root / "runs" / job.key / "evaluation"
+
+    def _done(self, job: Job, keep: bool, scores: bool) -> bool:
+        lacking = (keep and self.model(job) is None) or (scores and not self._scores(job).exists())
+        return job.key in self.rows() and not lacking
 
     @contextmanager
     def _claim(self, job: Job) -> Iterator[bool]:
@@ -164,6 +215,7 @@ def run(job: Job, samples: Sequence[Sample], root: Path, device: str) -> tuple[d
     row = {
         "key": job.key,
         **asdict(job),
+        "options": portable(job.options),
         **{key: found.metrics.get(key) for key in METRICS},
         "data_sha256": digest(samples),
         "pictures": found.metrics["pictures"],
@@ -173,8 +225,9 @@ def run(job: Job, samples: Sequence[Sample], root: Path, device: str) -> tuple[d
         "steps": sum(entry["event"] == "step" for entry in entries),
         "fit_s": round(sum(entry.get("seconds", 0) for entry in entries if entry["event"] == "done"), 1),
         "evaluate_s": round(time.monotonic() - begun - fitted, 1),
-        "config": model.bundle.config["options"],
-        "promise": model.calibration.promise if model.calibration else None,
+        "config": portable(model.bundle.config["options"]),
+        "weights_sha256": model.bundle.config.get("backbone_sha256"),
+        **_calibrated(model),
         **made(),
     }
     return row, model.run / "bundle.flaw"
@@ -196,6 +249,19 @@ def _fit(job: Job, samples: Sequence[Sample], out: Path, device: str) -> Model:
         resume=True,
         name=job.data,
     )
+
+
+def _calibrated(model: Model) -> dict[str, Any]:
+    """Threshold and promise, or None of each."""
+    names, calibration = ("threshold", "promise", "bound", "parts", "cross_fitted"), model.calibration
+    found = {name: None if calibration is None else getattr(calibration, name) for name in names}
+    return {("calibrated_on" if name == "parts" else name): value for name, value in found.items()}
+
+
+def portable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without this machine's paths: a backbone is known by its name, a teacher by that of its file."""
+    kept = {key: value for key, value in options.items() if key != "weights"}
+    return {key: Path(value).name if key in FILES and value else value for key, value in kept.items()}
 
 
 def _finished(job: Job, out: Path) -> Model | None:
@@ -223,7 +289,8 @@ def _as_today(row: Mapping[str, Any]) -> bool:
         today = asdict(detector_class(row["method"]).configure({"seed": row["seed"], **row["options"]}))
     except UsageError:  # a method or an option that is no more
         return False
-    return all(_plain(today.get(name)) == value for name, value in row["config"].items())
+    today, then = portable(today), portable(row["config"])
+    return all(_plain(today.get(name)) == value for name, value in then.items())
 
 
 def _plain(value: Any) -> Any:

@@ -48,6 +48,34 @@ def f1_max(
     return float(f1[best]), float(np.nextafter(values[best], -np.inf))
 
 
+def roc(
+    scores: Sequence[float] | np.ndarray, labels: Sequence[bool] | np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """False-alarm rate, share of defects found, and threshold (score >= threshold is defective), from (0, 0) to (1, 1).
+
+    One point a distinct score, the first at an infinite threshold. None without both classes.
+    """
+    values, neg, pos = _falling(scores, labels)
+    if not (neg.any() and pos.any()):
+        return None
+    alarms, found = (np.concatenate([[0.0], np.cumsum(count) / count.sum()]) for count in (neg, pos))
+    return alarms, found, np.concatenate([[np.inf], values])
+
+
+def fpr_at_no_escape(
+    scores: Sequence[float] | np.ndarray, labels: Sequence[bool] | np.ndarray
+) -> dict[str, Any] | None:
+    """The false alarms at the highest threshold that lets no defect pass (score >= threshold is defective).
+
+    An oracle, as f1_max: the lowest score of a defect is read off the answers. None without both classes.
+    """
+    values, defect = np.asarray(scores, float), np.asarray(labels, bool)
+    if roc(values, defect) is None:
+        return None
+    threshold = float(values[defect].min())
+    return _rate(values[~defect] >= threshold) | {"threshold": threshold}
+
+
 def summary(
     scores: Sequence[float] | np.ndarray, kinds: Sequence[str | None], verdicts: Sequence[Verdict] | None = None
 ) -> dict[str, Any]:

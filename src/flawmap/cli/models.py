@@ -1,0 +1,198 @@
+"""Verbs on models: made, judged, exported, told of. Heavy imports stand inside the commands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from flawmap.cli.words import about_data, add_verb, show
+
+
+def demo(verbs: Any) -> None:
+    verb = add_verb(verbs, "demo", _run_demo, "fit, calibrate, inspect and report on pictures that come along")
+    verb.add_argument("--woven", action="store_true", help="on drawn woven fabric; else on photos of solar cells")
+    verb.add_argument("--method", default="patchcore", help="see flawmap list")
+    verb.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
+
+
+def _run_demo(args: argparse.Namespace) -> None:
+    from flawmap.run.demo import demo
+
+    show(args, demo(args.out, woven=args.woven, method=args.method))
+
+
+def fit(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "fit",
+        _run_fit,
+        "good pictures in, a calibrated bundle and a report out",
+        epilog="Further --NAME VALUE are options of the method: flawmap list METHOD shows them.",
+    )
+    verb.add_argument("data", help="a folder, a data set in MVTec's layout, or a list (.csv, .jsonl)")
+    verb.add_argument("--method", default="patchcore", help="default: patchcore; see flawmap list")
+    verb.add_argument("--preset", help="a named set of the method's options")
+    verb.add_argument("--save", type=Path, metavar="FILE", help="also write the bundle here")
+    verb.add_argument("--seed", type=int, default=0, help="default: 0")
+    verb.add_argument("--false-alarm", type=float, metavar="RATE", help="default: max(0.01, 1 / (good parts + 1))")
+    verb.add_argument(
+        "--held-out", type=float, default=0.2, metavar="SHARE", help="of the parts, for calibration: 0.2; 0: no verdict"
+    )
+    verb.add_argument("--folds", type=int, default=5, help="of cross-fitting, when parts are few: 5")
+    verb.add_argument("--shots", type=int, metavar="K", help="fit on so many good parts only")
+    verb.add_argument("--draw", type=int, default=0, help="which draw of them: 0")
+    verb.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where runs go; default: runs")
+    verb.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    verb.add_argument("--resume", action="store_true", help="go on with the newest stopped run of the same recipe")
+    verb.add_argument("--resume-run", type=Path, metavar="DIR", help="go on with this run")
+    about_data(verb)
+    verb.set_defaults(takes_options=True)
+
+
+def _run_fit(args: argparse.Namespace) -> None:
+    from flawmap.run.fit import fit
+
+    options = {**({"preset": args.preset} if args.preset else {}), **args.options}
+    model = fit(
+        args.data,
+        args.method,
+        options=options,
+        seed=args.seed,
+        false_alarm=args.false_alarm,
+        held_out=args.held_out,
+        folds=args.folds,
+        shots=args.shots,
+        draw=args.draw,
+        out=args.out,
+        part_pattern=args.part_pattern,
+        skip_bad=args.skip_bad,
+        device=args.device,
+        resume=args.resume_run or args.resume,
+    )
+    if os.environ.get("RANK", "0") != "0":
+        return  # of several processes that train together, the first one speaks
+    found = {"bundle": str(model.bundle.origin), "report": str(Path(model.bundle.origin).with_name("report.html"))}
+    if args.save:
+        found["bundle"] = str(model.save(args.save))
+    found["promise"] = model.calibration.sentence if model.calibration else "not calibrated: gives no verdict"
+    show(args, found)
+
+
+def distill(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "distill",
+        _run_distill,
+        "a teacher for efficientad, from a frozen backbone and photos of anything",
+        epilog="Further --NAME VALUE: backbone stages weights pdn width dim size crops steps batch rate seed.",
+    )
+    verb.add_argument("photos", type=Path, nargs="?", help="a folder of photos; without it drawn textures serve")
+    verb.add_argument("--out", type=Path, required=True, metavar="FILE", help="the teacher, .safetensors")
+    verb.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    verb.set_defaults(takes_options=True)
+
+
+def _run_distill(args: argparse.Namespace) -> None:
+    from flawmap.run.distill import distill
+
+    show(args, distill(args.photos, args.out, options=args.options, device=args.device))
+
+
+def evaluate(verbs: Any) -> None:
+    verb = add_verb(verbs, "evaluate", _run_evaluate, "judge a test set: scores, metrics and a report")
+    verb.add_argument("bundle", type=Path)
+    verb.add_argument("data", help="as for fit; of a data set with train and test, test is judged")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="default: evaluation beside the bundle")
+    about_data(verb)
+
+
+def _run_evaluate(args: argparse.Namespace) -> None:
+    from flawmap.run.evaluate import evaluate, in_words
+    from flawmap.run.model import load
+
+    model = load(args.bundle)
+    out = args.out or args.bundle.resolve().parent / "evaluation"
+    found = evaluate(model, args.data, out, part_pattern=args.part_pattern, skip_bad=args.skip_bad)
+    if args.json:
+        print(
+            json.dumps({**found.metrics, "notes": list(found.notes), "report": str(out / "report.html")}, default=str)
+        )
+    else:
+        show(args, {**in_words(found), "report": str(out / "report.html")})
+
+
+def calibrate(verbs: Any) -> None:
+    verb = add_verb(verbs, "calibrate", _run_calibrate, "a new threshold from good parts that the model has not seen")
+    verb.add_argument("bundle", type=Path)
+    verb.add_argument("data", help="good pictures: a folder or a list")
+    verb.add_argument("--save", type=Path, required=True, metavar="FILE", help="the calibrated bundle")
+    verb.add_argument("--false-alarm", type=float, metavar="RATE", help="default: max(0.01, 1 / (good parts + 1))")
+    about_data(verb)
+
+
+def _run_calibrate(args: argparse.Namespace) -> None:
+    from flawmap.run.evaluate import calibrate
+    from flawmap.run.model import load
+
+    model = calibrate(
+        load(args.bundle),
+        args.data,
+        false_alarm=args.false_alarm,
+        part_pattern=args.part_pattern,
+        skip_bad=args.skip_bad,
+    )
+    path = model.save(args.save)
+    show(args, {"bundle": str(path), "promise": model.calibration.sentence if model.calibration else ""})
+
+
+def inspect(verbs: Any) -> None:
+    verb = add_verb(verbs, "inspect", _run_inspect, "judge pictures: one line a part (with --json one object a line)")
+    verb.add_argument("bundle", type=Path)
+    verb.add_argument("pictures", nargs="+", help="files, folders or lists")
+    verb.add_argument("--overlay", type=Path, metavar="DIR", help="write each picture with its map over it")
+    verb.add_argument("--maps", type=Path, metavar="DIR", help="write each map as .npy, float32")
+    verb.add_argument("--part-pattern", metavar="REGEX", help="its first group in a picture's name is the part shown")
+    verb.add_argument("--engine", default="onnx", help="onnx or torch; default: onnx")
+
+
+def _run_inspect(args: argparse.Namespace) -> int:
+    from flawmap.run.inspect import inspect
+    from flawmap.run.model import load
+
+    return inspect(
+        load(args.bundle, args.engine),
+        args.pictures,
+        part_pattern=args.part_pattern,
+        overlay=args.overlay,
+        maps=args.maps,
+        as_json=args.json,
+    )
+
+
+def export(verbs: Any) -> None:
+    verb = add_verb(verbs, "export", _run_export, "make the ONNX graph anew from the weights, through the parity gate")
+    verb.add_argument("bundle", type=Path)
+    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="model.onnx and what it takes to use it")
+
+
+def _run_export(args: argparse.Namespace) -> None:
+    from flawmap.run.export import export_bundle
+
+    show(args, export_bundle(args.bundle, args.out))
+
+
+def report(verbs: Any) -> None:
+    verb = add_verb(verbs, "report", _run_report, "one HTML page of what a bundle is and promises")
+    verb.add_argument("bundle", type=Path)
+    verb.add_argument("--out", type=Path, metavar="FILE", help="default: NAME.html beside the bundle")
+
+
+def _run_report(args: argparse.Namespace) -> None:
+    from flawmap.run.model import load
+    from flawmap.run.show import bundle_report
+
+    path = args.out or args.bundle.with_suffix(".html")
+    show(args, {"report": str(bundle_report(load(args.bundle), path))})
