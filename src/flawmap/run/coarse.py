@@ -150,7 +150,7 @@ def _sentences(found: Mapping[str, Figures]) -> Iterator[str]:
             words += f" {_order(found, metric)}"
         yield words
     yield (
-        "- P-AP grows with the share of the defect pixels by itself: that share is the P-AP of a map that knows nothing. "
+        "- P-AP grows with the share of the defect pixels by itself, which is the P-AP of a map that knows nothing. "
         "Where pictures are left out, or a mask falls into several components, a column is not of the same defects as "
         "the one beside it."
     )
