@@ -59,7 +59,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "EfficientAD, rate 3e-4": {"method": "efficientad", "batch": 2, "rate": 3e-4},
     "EfficientAD, rate 1e-4": {"method": "efficientad", "batch": 2, "rate": 1e-4},
     "EfficientAD, penalty on photos": {"method": "efficientad", "batch": 2, "generic": "photos"},
-    "EfficientAD, the other teacher": {"method": "efficientad", "batch": 2, "teacher": "other"},
+    "EfficientAD, a teacher of drawn textures": {"method": "efficientad", "batch": 2, "teacher": "other"},
 }
 
 
@@ -135,14 +135,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--shard", default="0/1", help="this part of so many")
     parser.add_argument("--only", nargs="+", default=[""], help="variants whose name has all of this")
-    parser.add_argument("--teacher", default="", help="a file, for the variant that has another one than the embedded")
+    parser.add_argument("--teacher", default="", help="distilled from drawn textures, for that variant")
     args = parser.parse_args()
     part, parts = map(int, args.shard.split("/"))
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // parts))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // parts))
     TABLE.parent.mkdir(exist_ok=True)
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     jobs = [(variant, name) for variant in VARIANTS for name in NAMES if all(word in variant for word in args.only)]
-    jobs = [job for job in jobs if args.teacher or "other teacher" not in job[0]]
+    jobs = [job for job in jobs if args.teacher or "a teacher" not in job[0]]
     for variant, name in jobs[part::parts]:
         if any((r["variant"], r["category"], r["steps"]) == (variant, name, args.steps) for r in rows()):
             continue
