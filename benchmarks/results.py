@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -30,6 +31,18 @@ TABLE = HERE / "out" / "results.jsonl"
 PAGE = HERE.parent / "docs" / "results.md"
 REPRODUCED = HERE / "out" / "reproduce"
 NAMES = [f"pouta-table-{number}" for number in (1, 5, 4, 3, 6)]
+NAMES += [
+    f"sdu-{name}"
+    for name in ("figure-9", "figure-12-13", "choice", "figure-4", "figure-10", "figure-11", "last-or-best")
+]
+NAMES += [f"sdu-{name}" for name in ("masks", "figure-2", "grey", "backbones", "figure-5", "table-1", "speed")]
+CHARTS = {  # copied beside the page; pages with other pictures are shown without them
+    "sdu-figure-10-glassfiber-glassfiber.svg",
+    "sdu-figure-11-glassfiber-glassfiber.svg",
+    "sdu-figure-12-13-glassfiber-glassfiber.svg",
+    "sdu-last-or-best.svg",
+    "sdu-masks-glassfiber-glassfiber.svg",
+}
 MARK = "<!-- below: flawmap reproduce -->"
 # One plain pixel statistic separates good from bad in these (the data's own notes): no I-AUROC in averages.
 TRIVIAL = {"kaggle_pill/round_pill", "aws_lookout/cookie", "bsdata/ball_screw"}
@@ -152,9 +165,17 @@ def _rate(group: Sequence[dict[str, Any]], key: str) -> str:
 
 
 def reproduced() -> str:
-    """The pages of experiments, as they are."""
+    """The pages of experiments, as they are but for pictures."""
     pages = [REPRODUCED / f"{name}.md" for name in NAMES]
-    return "\n".join(path.read_text(encoding="utf-8").strip() + "\n" for path in pages if path.exists())
+    text = "\n".join(path.read_text(encoding="utf-8").strip() + "\n" for path in pages if path.exists())
+    return re.sub(r"!\[.*?\]\((.*?)\)\n", _chart, text)
+
+
+def _chart(link: re.Match[str]) -> str:
+    if link[1] not in CHARTS:
+        return ""
+    shutil.copyfile(REPRODUCED / link[1], PAGE.parent / link[1])
+    return link[0]
 
 
 def main() -> None:
