@@ -75,6 +75,15 @@ CANDIDATES = [
     _patchcore(LITE0, 512, stages=(3,), neighbourhood=5),
     _patchcore(LITE2, 384, stages=(3,)),
     _patchcore(LITE2, 512, stages=(3,)),
+    # the report's question, whether SimpleNet wants other settings here: widths, noise, steps, size
+    Candidate("simplenet", LITE0, 256, {"hidden": 64}),
+    Candidate("simplenet", LITE0, 256, {"hidden": 1024}),
+    Candidate("simplenet", LITE0, 256, {"width": 64}),
+    Candidate("simplenet", LITE0, 256, {"stages": (2, 3), "hidden": 1024}),
+    Candidate("simplenet", LITE0, 256, {"noise": 0.25}),
+    Candidate("simplenet", LITE0, 256, {"noise": 1.0}),
+    Candidate("simplenet", LITE0, 256, {"steps": 1200}),
+    Candidate("simplenet", LITE0, 384, {"stages": (2, 3)}),
 ]
 # The second round: the other draw, and folds. The first is the default, to compare with.
 FINALISTS = [

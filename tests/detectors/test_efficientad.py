@@ -186,8 +186,17 @@ def test_the_map_is_half_of_either_scaled_enlarged_and_0_at_the_border(detector:
     both = sum(0.05 * (m - low[i]) / (high[i] - low[i]) for i, m in enumerate((first, second)))
     expected = F.interpolate(F.pad(both, (4,) * 4)[:, None], (64, 64), mode="bilinear", align_corners=False)[:, 0]
     torch.testing.assert_close(found.map, expected, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(found.score, expected.flatten(1).max(dim=1).values, rtol=1e-4, atol=1e-5)
+    inside = expected[:, 18:46, 18:46].flatten(1)
+    torch.testing.assert_close(found.score, inside.max(dim=1).values, rtol=1e-4, atol=1e-5)
     assert float(found.map[:, :10].abs().max()) == 0  # features near the edge are not computed
+
+
+def test_pictures_calmer_than_the_border_still_differ(detector: EfficientAD) -> None:
+    detector.low_M[:], detector.high_M[:] = 100.0, 101.0  # all is below what good pictures reach at 90 %
+    with torch.no_grad():
+        score = detector(_batch(5, 4).image).score
+    assert float(score.max()) < 0
+    assert len(set(score.tolist())) == 4
 
 
 def test_a_batch_is_as_large_as_asked(detector: EfficientAD) -> None:
@@ -210,6 +219,8 @@ def test_a_teacher_is_read_from_its_file_and_remembered(tmp_path: Path) -> None:
 def test_without_a_teacher_of_its_shape_it_says_how_to_make_one() -> None:
     with pytest.raises(UsageError, match=r"flawmap distill PHOTOS --out teacher.safetensors --pdn small --width 4"):
         create("efficientad", TINY)
+    with pytest.raises(UsageError, match=r"--dim 384 --stages 2,3,4, and give"):  # there are not so many in 2 and 3
+        create("efficientad")
 
 
 def test_the_preset_for_a_cpu_has_its_teacher_embedded() -> None:

@@ -12,13 +12,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from flawmap.detectors import create
 from flawmap.errors import DataError, UsageError
 from flawmap.features.backbone import EMBEDDED, Backbone
 from flawmap.run import distill as module
 from flawmap.run.distill import _crop, distill
+from flawmap.run.fit import fit
 
 TINY = {"size": 64, "width": 8, "dim": 12, "crops": 60, "steps": 150, "batch": 8, "rate": 1e-2}
 
@@ -66,6 +67,28 @@ def test_a_detector_takes_it(made: tuple[Path, dict[str, str]]) -> None:
     detector = create("efficientad", {"size": 64, "width": 8, "dim": 12, "ae_width": 4, "teacher": str(path)})
     state = load_file(path)
     assert all(torch.equal(value, state[key].float()) for key, value in detector.teacher.state_dict().items())  # type: ignore[union-attr]
+
+
+def test_a_stopped_fit_does_not_go_on_with_another_teacher(
+    made: tuple[Path, dict[str, str]], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = tmp_path / "teacher.safetensors"
+    options = {"size": 64, "width": 8, "dim": 12, "ae_width": 4, "steps": 3, "teacher": str(teacher)}
+
+    def stop(*_: Any) -> bytes:
+        raise KeyboardInterrupt
+
+    teacher.write_bytes(made[0].read_bytes())
+    with monkeypatch.context() as patch:
+        patch.setattr("flawmap.run.export.to_onnx", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit(world, "efficientad", options=options, out=tmp_path / "runs", device="cpu")
+    [begun] = (tmp_path / "runs").rglob("recipe.toml")
+    with safe_open(teacher, "pt") as file:
+        changed = {key: file.get_tensor(key) + 1 for key in file.keys()}  # noqa: SIM118
+        save_file(changed, teacher, file.metadata())
+    with pytest.raises(UsageError, match="no run of this recipe"):
+        fit(world, "efficientad", options=options, out=tmp_path / "runs", device="cpu", resume=begun.parent)
 
 
 def test_features_and_pictures_are_aligned(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +159,29 @@ def test_what_cannot_be_is_refused(
     (tmp_path / "empty").mkdir()
     with pytest.raises(error, match=words):
         distill(tmp_path / photos_of, tmp_path / out, options={}, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"size": 250}, "multiple of 32"), ({"dim": 400}, r"stages 2,3 of tf_efficientnet_lite0 have 152 features")],
+)
+def test_shapes_that_cannot_be_taught_are_refused_and_leave_nothing(
+    options: dict[str, Any], words: str, photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=words):
+        distill(photos, tmp_path / "t.safetensors", options={**TINY, **options}, device="cpu")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_processes_the_second_one_is_told(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def busy(*_: Any) -> float:
+        with pytest.raises(UsageError, match="another process makes this teacher"):
+            distill(photos, tmp_path / "t.safetensors", options=TINY, device="cpu")
+        return 0.5
+
+    monkeypatch.setattr(module, "_taught", busy)
+    distill(photos, tmp_path / "t.safetensors", options=TINY, device="cpu")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.safetensors"]
 
 
 def test_a_misspelt_option_is_answered(photos: Path, tmp_path: Path) -> None:

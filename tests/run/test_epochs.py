@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -220,7 +222,21 @@ def test_without_a_file_and_a_wish_there_is_nothing_but_that(
     assert not list(tmp_path.glob("*.svg"))
 
 
-def test_features_and_checkpoints_are_gone_afterwards(out: Path) -> None:
+def test_a_study_that_another_process_makes_is_left_to_it(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    @contextmanager
+    def taken(path: Path) -> Iterator[bool]:
+        yield False
+
+    monkeypatch.setattr("flawmap.run.epochs.claimed", taken)
+    page = _page("best", 3, world, tmp_path, monkeypatch)
+    assert "square: not run: seed 0, 1." in page
+    assert "in the hands of another process" in capsys.readouterr().err
+
+
+def test_features_and_checkpoints_are_gone_afterwards(world: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _page("best", 3, world, out, monkeypatch)
     assert {path.suffix for path in (out / "epochs").iterdir()} == {".json"}
 
 

@@ -12,9 +12,9 @@ from flawmap.errors import UsageError
 from flawmap.images.decode import decode
 from flawmap.images.folder import find
 from flawmap.run import reproduce as reproducing
-from flawmap.run import weights
+from flawmap.run import roc, weights
 from flawmap.run.reproduce import KINDS, MODELS, OWN, SCORES, Recipe, Row, Size, names, read, reproduce
-from flawmap.run.table import Job, Table
+from flawmap.run.table import Job, Score, Table
 from flawmap.run.weights import given, lacking
 
 pytest.importorskip("matplotlib")
@@ -218,6 +218,22 @@ def test_a_run_on_given_weights_leaves_no_path_behind_and_counts_without_them(
 def test_a_folder_of_weights_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no such folder"):
         reproduce("sdu-figure-9", tmp_path, tmp_path, weights=tmp_path / "no")
+
+
+def test_a_book_of_which_nothing_is_called_so_is_an_error(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = _recipe(tmp_path, monkeypatch, "bars", 'figure.by = "metric"')
+    text = f'title = "All"\nsource = "A report"\nkind = "book"\npages = ["{name}"]\n[full]\n[small]\n'
+    (tmp_path / "recipes" / "page-all.toml").write_text(text)
+    with pytest.raises(UsageError, match="nothing of page-all is called so"):
+        reproduce("page-all", world.parent, tmp_path, only="nothing of this name")
+
+
+def test_a_part_of_good_and_defective_pictures_leaves_the_curve_of_pictures(tmp_path: Path) -> None:
+    scores = [Score("a", "p", "good", 0.1), Score("b", "p", "square", 0.9)]
+    assert {s.kind for s in roc._parts(scores)} == {"square"}
+    assert roc._oracle(None) == "good and defective ones are needed"
 
 
 def test_a_book_is_one_file_of_all_pages_and_says_what_was_not_run(

@@ -108,7 +108,7 @@ def test_textures_of_a_folder_are_read_in_every_size_and_drawn_by_the_seed(tmp_p
 
 
 def test_a_folder_without_textures_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no pictures to paint with"):
+    with pytest.raises(DataError, match="no pictures in it"):
         textures(str(tmp_path))
     with pytest.raises(UsageError, match="there is no folder"):
         textures(str(tmp_path / "none"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import multiprocessing
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from flawmap.images.folder import find
 from flawmap.run import table as tables
+from flawmap.run import weights
+from flawmap.run.claim import claimed
 from flawmap.run.table import Job, Table, curve, falling, made
 from flawmap.verdict.metrics import auroc
 
@@ -99,16 +102,45 @@ def test_a_job_is_not_known_by_where_this_machine_keeps_its_weights() -> None:
     job = Job("simplenet", "square", plain)
     given = Job("simplenet", "square", plain | {"weights": "/a/b/resnet18.tv_in1k.safetensors"})
     assert (given.key, str(given)) == (job.key, str(job))
-    first, same, other = (
-        Job("efficientad", "square", {"teacher": path}).key for path in ("/a/one.st", "/b/one.st", "/a/two.st")
-    )
-    assert first == same != other
+    taught = Job("efficientad", "square", {"width": 32, "dim": 96, "teacher": "/a/b/efficientad.safetensors"})
+    assert taught.key == Job("efficientad", "square", {"width": 32, "dim": 96}).key
 
 
 def test_a_row_counts_wherever_its_weights_were(tmp_path: Path) -> None:
     table, job = Table(tmp_path), Job("patchcore", "square", QUICK)
     table._add(_row(job) | {"config": {"size": 64, "weights": "/a/b.safetensors", "seed": 0}})
     assert list(table.rows()) == [job.key]
+
+
+def test_a_row_of_other_weights_than_the_embedded_ones_does_not_count(tmp_path: Path) -> None:
+    table = Table(tmp_path)
+    jobs = [Job("patchcore", "square", QUICK), Job("efficientad", "square", {"preset": "small", "size": 64})]
+    for job in jobs:
+        own = weights.embedded_sha256(job.method, job.options)
+        assert own is not None
+        table._add(_row(job, weights_sha256="0" * 64) | {"config": {"size": 64}})
+        assert job.key not in table.rows()
+        table._add(_row(job, weights_sha256=own) | {"config": {"size": 64}})
+        assert job.key in table.rows()
+
+
+def test_a_row_made_with_another_file_of_weights_is_made_anew(tmp_path: Path) -> None:
+    file = tmp_path / "resnet18.tv_in1k.safetensors"
+    file.write_bytes(b"first")
+    options = {**QUICK, "backbone": "resnet18.tv_in1k"}
+    table, job = Table(tmp_path), Job("patchcore", "square", {**options, "weights": str(file)})
+    digest = hashlib.sha256(b"first").hexdigest()
+    table._add(_row(Job("patchcore", "square", options), weights_sha256=digest) | {"config": {"size": 64}})
+    assert table._done(job, keep=False, scores=False)
+    file.write_bytes(b"other")
+    weights._sha256.cache_clear()
+    assert not table._done(job, keep=False, scores=False)
+
+
+def test_what_is_held_out_does_not_count_as_fitted(world: Path, tmp_path: Path) -> None:
+    table, job = Table(tmp_path), Job("simplenet", "square", {**QUICK, "steps": 2}, held_out=0.25)
+    table.fill([job], lambda name: find(world), "cpu")
+    assert table.rows()[job.key]["fitted_on"] == 18  # of 24
 
 
 def test_the_same_draw_gives_every_method_the_same_pictures(world: Path) -> None:
@@ -181,26 +213,26 @@ def test_a_model_of_an_older_row_is_not_shown_beside_a_newer_one(
     assert table.model(job) is None
 
 
-def _hold(root: Path, job: Job, claimed: object, go: object) -> None:
-    with Table(root)._claim(job) as mine:
+def _hold(root: Path, job: Job, held: object, go: object) -> None:
+    with claimed(root / "claims" / job.key) as mine:
         assert mine
-        claimed.set()  # type: ignore[attr-defined]
+        held.set()  # type: ignore[attr-defined]
         go.wait(20)  # type: ignore[attr-defined]
 
 
 def test_a_job_that_another_process_has_is_left_to_it_until_it_is_gone(tmp_path: Path) -> None:
     context, job = multiprocessing.get_context("spawn"), Job("patchcore", "square", QUICK)
-    claimed, go = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, job, claimed, go))
+    held, go = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, job, held, go))
     other.start()
-    assert claimed.wait(60)
+    assert held.wait(60)
     table = Table(tmp_path)
     table.fill([job], lambda name: pytest.fail("this job was another's"))
-    with table._claim(job) as mine:
+    with claimed(tmp_path / "claims" / job.key) as mine:
         assert not mine
     other.kill()
     other.join()
-    with table._claim(job) as mine:
+    with claimed(tmp_path / "claims" / job.key) as mine:
         assert mine
 
 

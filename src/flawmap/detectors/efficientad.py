@@ -32,6 +32,7 @@ from flawmap.types import Batch, Prediction
 
 HARD = 0.999  # of all differences, so many are too small to learn from (p_hard, section 3.2)
 LOW, HIGH = 0.9, 0.995  # quantiles of a good picture's map that become 0 and 0.1 (section 3.4)
+EMBEDDED_DIM = 152  # features of the embedded backbone's stages 2 and 3
 SAMPLED = 2**22  # of the held-out maps' values, for the quantiles
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 
@@ -144,7 +145,9 @@ class EfficientAD(Detector):
         ]
         map_Bhw = 0.5 * scaled[0] + 0.5 * scaled[1]
         map_BHW = self.enlarge(F.pad(map_Bhw, (self.border,) * 4))
-        return Prediction(map_BHW, map_BHW.flatten(1).amax(dim=1))
+        # The border's zeros say nothing: of two good pictures below them, one may still be the stranger.
+        edge, side = 4 * self.border + 2, self.config.size
+        return Prediction(map_BHW, map_BHW[:, edge : side - edge, edge : side - edge].flatten(1).amax(dim=1))
 
     def _maps(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """How far the student is from the teacher, and from the auto-encoder: two (B, h, w)."""
@@ -253,10 +256,11 @@ def load_teacher(teacher: PDN, config: EfficientAD.Config) -> tuple[str, str]:
     path = Path(config.teacher) if config.teacher else embedded(shape)
     if path is None:
         options = f"--pdn {config.pdn} --width {config.width} --dim {config.dim}"
+        stages = " --stages 2,3,4" if config.dim > EMBEDDED_DIM else ""  # else there are not so many features
         raise UsageError(
             f"efficientad needs a teacher of this shape ({options}): make one from any photos with flawmap distill "
-            f"PHOTOS --out teacher.safetensors {options}, and give it as --teacher teacher.safetensors; or take "
-            "--preset small, whose teacher is embedded"
+            f"PHOTOS --out teacher.safetensors {options}{stages}, and give it as --teacher teacher.safetensors; or "
+            "take --preset small, whose teacher is embedded"
         )
     try:
         content = path.read_bytes()

@@ -76,15 +76,23 @@ def find(name: str, file: str = "") -> Weights:
     return _from_hub(name)
 
 
+def packaged_sha256(name: str) -> str | None:
+    """Of the weights of `name` that an installed package has."""
+    package = _PACKAGES.get(name)
+    return package.sha256 if package and importlib.util.find_spec(package.module) else None
+
+
 def here(name: str) -> bool:
     """Whether `find` has the weights of timm's backbone `name` without a network and without a file."""
-    package = _PACKAGES.get(name)
-    if package and importlib.util.find_spec(package.module):
+    if packaged_sha256(name):
         return True
     import timm
     from huggingface_hub import try_to_load_from_cache
 
-    pretrained = timm.get_pretrained_cfg(name)
+    try:
+        pretrained = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # no such model, or no such tag
+        return False
     if pretrained is None or not pretrained.hf_hub_id:
         return False
     return isinstance(try_to_load_from_cache(pretrained.hf_hub_id, "model.safetensors"), str)

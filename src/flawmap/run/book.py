@@ -7,27 +7,37 @@ from dataclasses import replace
 from flawmap.errors import FlawmapError, UsageError
 from flawmap.report.book import write
 from flawmap.run.progress import say
-from flawmap.run.reproduce import Recipe, Wish, one, read
+from flawmap.run.reproduce import NothingCalled, Recipe, Wish, one, read
 from flawmap.run.table import made
 
 
 def book(recipe: Recipe, wish: Wish) -> dict[str, str]:
-    """Runs what is missing of every page of `recipe.pages`, and writes OUT/NAME.md and OUT/NAME.html."""
-    texts = []
+    """Runs what is missing of every page of `recipe.pages`, and writes OUT/NAME.md and OUT/NAME.html.
+
+    UsageError: nothing of any page is called as the wish says.
+    """
+    texts, named = [], 0
     for name in recipe.pages:
         say(f"=== {name}")
-        why = _made(read(name), wish)
+        page = read(name)
+        try:
+            why = _made(page, wish)
+            named += page.kind != "cost"
+        except NothingCalled:
+            why = _made(page, replace(wish, train=False))  # the page from what there is
         path = wish.out / f"{name}.md"
-        text = path.read_text(encoding="utf-8") if path.exists() else f"## {read(name).title}\n\nNot run.\n"
+        text = path.read_text(encoding="utf-8") if path.exists() else f"## {page.title}\n\nNot run.\n"
         texts.append((name, f"{text}\n{why}\n" if why else text))
+    if not named:
+        raise UsageError(f"nothing of {recipe.name} is called so: see the names on its pages, {wish.out}")
     where = made()
     lead = f"{recipe.source}. {recipe.says}\n\nBound on {where['date']}, commit {where['commit']}, {where['machine']}."
     wish.out.mkdir(parents=True, exist_ok=True)
-    page = wish.out / f"{recipe.name}.md"
+    file = wish.out / f"{recipe.name}.md"
     contents = "\n".join(f"- {text.splitlines()[0].lstrip('# ')} (`{name}`)" for name, text in texts)
-    page.write_text("\n\n".join([f"# {recipe.title}", lead, contents, *(text for _, text in texts)]), encoding="utf-8")
+    file.write_text("\n\n".join([f"# {recipe.title}", lead, contents, *(text for _, text in texts)]), encoding="utf-8")
     html = write(wish.out / f"{recipe.name}.html", recipe.title, lead, texts)
-    return {"page": str(page), "html": str(html)}
+    return {"page": str(file), "html": str(html)}
 
 
 def _made(recipe: Recipe, wish: Wish) -> str:
@@ -37,8 +47,8 @@ def _made(recipe: Recipe, wish: Wish) -> str:
     try:
         one(recipe, wish)
         return ""
-    except UsageError as error:  # as a rule: nothing of this page is called as the wish says
-        failed = error
+    except NothingCalled:
+        raise
     except FlawmapError as error:
         say(f"{recipe.name}: {error}")
         failed = error
@@ -46,7 +56,4 @@ def _made(recipe: Recipe, wish: Wish) -> str:
         one(recipe, replace(wish, train=False))  # the page from what there is
     except FlawmapError as error:
         failed = error
-    else:
-        if isinstance(failed, UsageError):
-            return ""
     return f"*Not complete:* {str(failed).splitlines()[0]}"

@@ -33,6 +33,7 @@ from flawmap.features.frozen import frozen
 from flawmap.features.patches import Embed
 from flawmap.images.decode import Intake, decode
 from flawmap.images.folder import SUFFIXES
+from flawmap.run.claim import claimed
 from flawmap.run.engine import device_named
 from flawmap.run.feed import draw, grey
 from flawmap.run.progress import progress, say
@@ -97,13 +98,40 @@ def distill(photos: Path | None, out: Path, *, options: dict[str, Any], device: 
     if out.suffix != ".safetensors":
         raise UsageError(f"{out}: a teacher is a .safetensors file")
     distilling = Distilling(Distilling.configure(options))
-    config, device = distilling.config, device_named(device)
-    pictures = _photos(photos) if photos else []
-    recipe = _recipe(config, photos, pictures)
-    work = out.with_suffix(f".{recipe['key']}.work")
-    work.mkdir(parents=True, exist_ok=True)
-    held = int(HELD_OUT * config.crops)
+    config = distilling.config
     backbone = Backbone(config.backbone, config.stages, 2 * config.size, weights=config.weights)
+    _check(config, sum(shape[0] for shape in backbone.shapes))
+    pictures = _photos(photos) if photos else []
+    recipe = _recipe(config, backbone.sha256, photos, pictures)
+    work = out.with_suffix(f".{recipe['key']}.work")
+    with claimed(work / "claim") as mine:
+        if not mine:
+            raise UsageError(f"{out}: another process makes this teacher")
+        explained = _taught(distilling, backbone, pictures, work, device_named(device))
+        _write(distilling.teacher, {**recipe, "explained": round(explained, 4), **made()}, out)
+    shutil.rmtree(work)
+    return {
+        "teacher": str(out),
+        "explains": f"{explained:.1%} of the features' variance on pictures that were held out",
+        "use": f"flawmap fit DATA --method efficientad --teacher {out} "
+        f"--pdn {config.pdn} --width {config.width} --dim {config.dim}",
+    }
+
+
+def _check(config: Distilling.Config, features: int) -> None:
+    if config.size % 32:  # elsewhere a feature of the teacher and its target would not be of the same place
+        raise UsageError(f"distill: size is {config.size}; it must be a multiple of 32")
+    if config.dim > features:
+        raise UsageError(
+            f"distill: dim is {config.dim}, but stages {','.join(map(str, config.stages))} of {config.backbone} have "
+            f"{features} features: take more stages, another backbone, or a smaller dim"
+        )
+
+
+def _taught(distilling: Distilling, backbone: Backbone, pictures: Sequence[Path], work: Path, device: str) -> float:
+    """Trains the teacher; returns what it explains of pictures that were held out."""
+    config = distilling.config
+    held = int(HELD_OUT * config.crops)
     store = _crops(config, backbone, pictures, held, work, device)
     mean_D11, std_D11 = _spread(store, config.crops - held)
 
@@ -126,16 +154,7 @@ def distill(photos: Path | None, out: Path, *, options: dict[str, Any], device: 
             log=Log(work / "train.jsonl"),
             tick=tick,
         )
-    explained = _explained(distilling, batch, range(config.crops - held, config.crops))
-    recipe |= {"explained": round(explained, 4), "backbone_sha256": backbone.sha256, **made()}
-    _write(distilling.teacher, recipe, out)
-    shutil.rmtree(work)
-    return {
-        "teacher": str(out),
-        "explains": f"{explained:.1%} of the features' variance on pictures that were held out",
-        "use": f"flawmap fit DATA --method efficientad --teacher {out} "
-        f"--pdn {config.pdn} --width {config.width} --dim {config.dim}",
-    }
+    return _explained(distilling, batch, range(config.crops - held, config.crops))
 
 
 def _photos(folder: Path) -> list[Path]:
@@ -150,7 +169,9 @@ def _photos(folder: Path) -> list[Path]:
     return found
 
 
-def _recipe(config: Distilling.Config, photos: Path | None, pictures: Sequence[Path]) -> dict[str, Any]:
+def _recipe(
+    config: Distilling.Config, backbone_sha256: str, photos: Path | None, pictures: Sequence[Path]
+) -> dict[str, Any]:
     """What decides the teacher; `key` names the work in progress."""
     digest = hashlib.sha256()
     for path in pictures:
@@ -158,10 +179,11 @@ def _recipe(config: Distilling.Config, photos: Path | None, pictures: Sequence[P
     values = {key: getattr(config, key) for key in Distilling.Config.__dataclass_fields__ if key != "weights"}
     recipe = {
         **values,
+        "backbone_sha256": backbone_sha256,
         "photos": f"{len(pictures)} photos of {photos.name}" if photos else "drawn textures",
         "photos_sha256": digest.hexdigest() if pictures else "",
     }
-    key = hashlib.sha256(json.dumps([recipe, config.weights], sort_keys=True).encode()).hexdigest()[:8]
+    key = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:8]
     return {**recipe, "key": key}
 
 

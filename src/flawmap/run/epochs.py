@@ -27,6 +27,7 @@ from flawmap.detectors.base import Detector
 from flawmap.errors import DataError
 from flawmap.images.decode import Intake, decode, read_mask
 from flawmap.report import charts
+from flawmap.run.claim import claimed
 from flawmap.run.engine import device_named
 from flawmap.run.feed import Feed
 from flawmap.run.pages import NOT_RUN, notes
@@ -103,16 +104,27 @@ def studies(jobs: Sequence[Job], samples: Sequence[Sample], table: Table, every:
             path = folder / f"{whole.key}-{meta_epochs}.json"
             study = _read(path, whole, every, data_sha256)
             if study is None and job.key in table.wanted:
-                say(f"== {whole}, its test pictures scored {meta_epochs} times while it trains")
-                begun, key = time.monotonic(), json.dumps(job.options, sort_keys=True)
-                if key not in benches:
-                    benches[key] = Bench(whole, samples, Path(work) / f"{len(benches)}", table.device)
-                study = Study(whole, every, watched(whole, benches[key], every)[1], made())
-                seconds = round(time.monotonic() - begun, 1)
-                write_json(path, {**_kept(study), "data_sha256": data_sha256, "seconds": seconds})
+                with claimed(table.root / "claims" / path.stem) as mine:
+                    study = _read(path, whole, every, data_sha256)  # made by another process in the meantime
+                    if not mine:
+                        say(f"in the hands of another process: {whole}")
+                    elif study is None:
+                        key = json.dumps(job.options, sort_keys=True)
+                        if key not in benches:
+                            benches[key] = Bench(whole, samples, Path(work) / f"{len(benches)}", table.device)
+                        study = _made(whole, benches[key], every, meta_epochs, path, data_sha256)
             if study is not None:
                 found.append(study)
     return found
+
+
+def _made(whole: Job, bench: Bench, every: int, meta_epochs: int, path: Path, data_sha256: str) -> Study:
+    """Trained and scored now, and written; a study that is stopped is made anew, from its first step."""
+    say(f"== {whole}, its test pictures scored {meta_epochs} times while it trains")
+    begun = time.monotonic()
+    study = Study(whole, every, watched(whole, bench, every)[1], made())
+    write_json(path, {**_kept(study), "data_sha256": data_sha256, "seconds": round(time.monotonic() - begun, 1)})
+    return study
 
 
 class Bench:

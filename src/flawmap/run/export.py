@@ -65,7 +65,7 @@ def gate(
     images = [intake(picture.content)[0][None] for picture in golden]
     found = [(_one(trained(image)), _one(exported(image))) for image in images]
     if calibration:
-        scale, least = calibration.scale, abs(calibration.map_threshold)
+        scale, least = max(calibration.scale, 1e-12), abs(calibration.map_threshold)
     else:  # nothing says where good ends: the scales are those of a picture that is plainly not good
         spoilt = [_one(trained(_spoilt(image))) for image in images]
         scale = max([abs(one.score) for one in spoilt] + [1e-12])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -143,6 +144,16 @@ def generic_of(detector: Detector) -> Texture | None:
     return textures(folder, zoom=2) if folder else drawn
 
 
+def folders_of(detector: Detector) -> dict[str, str]:
+    """A SHA-256 of names and sizes for each folder of pictures that the options name: another one is another fit."""
+    found = {}
+    for option in ("textures", "generic"):
+        if folder := getattr(detector.config, option, ""):
+            listed = sorted(f"{path.relative_to(folder)}\0{path.stat().st_size}" for path in _files(folder))
+            found[f"{option}_sha256"] = hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()
+    return found
+
+
 def grey(image_3HW: np.ndarray) -> np.ndarray:
     """The luma of Rec. 601 in all three channels."""
     luma_HW = np.tensordot(np.array([0.299, 0.587, 0.114], np.float32), image_3HW, axes=1)
@@ -162,20 +173,15 @@ def textures(folder: str, zoom: int = 1) -> Texture:
 
     DataError: one cannot be read.
     """
-    if not Path(folder).is_dir():
-        raise UsageError(f"textures: there is no folder {folder}")
-    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _folder.SUFFIXES)
-    if not files:
-        raise DataError(f"{folder}: no pictures to paint with ({' '.join(sorted(_folder.SUFFIXES))})")
-
-    say(f"checking {len(files)} textures")
+    files = _files(folder)
+    say(f"checking {len(files)} pictures of {folder}")
     for path in files:
         decode(path)
 
     @lru_cache(TEXTURES)
     def read(place: int, size: tuple[int, int]) -> np.ndarray:
         high, wide = size
-        image = Intake((zoom * high, zoom * wide))(files[place])[0]
+        image = Intake.fit([files[place]], (zoom * high, zoom * wide))(files[place])[0]
         top, left = ((zoom - 1) * side // 2 for side in size)
         return (image[:, top : top + high, left : left + wide] * 255).round().astype(np.uint8)
 
@@ -183,6 +189,15 @@ def textures(folder: str, zoom: int = 1) -> Texture:
         return read(int(random.integers(len(files))), size).astype(np.float32) / 255
 
     return texture
+
+
+def _files(folder: str) -> list[Path]:
+    if not Path(folder).is_dir():
+        raise UsageError(f"there is no folder {folder}")
+    files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _folder.SUFFIXES)
+    if not files:
+        raise DataError(f"{folder}: no pictures in it ({' '.join(sorted(_folder.SUFFIXES))})")
+    return files
 
 
 def _workers(device: str) -> int:

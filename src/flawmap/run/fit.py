@@ -28,7 +28,7 @@ from flawmap.run import export, parallel
 from flawmap.run.bundle import Bundle, card
 from flawmap.run.engine import OnnxEngine, TorchEngine, device_named
 from flawmap.run.estimate import advice, estimate
-from flawmap.run.feed import Feed, synthesis_of
+from flawmap.run.feed import Feed, folders_of, generic_of, synthesis_of
 from flawmap.run.model import Model, load
 from flawmap.run.progress import progress, say
 from flawmap.run.recipe import Log, Recipe, digest, environment, peak_mb, run_folder, write_csv, write_data, write_json
@@ -69,13 +69,15 @@ def fit(
         raise UsageError("held_out is a share from 0 to below 1, folds are at least 2")
     detector = create(method, {"seed": seed, **(options or {})})
     parallel.check(detector, isinstance(detector, SynthesisDetector))
-    synthesis_of(detector)  # its textures are read before there is a run
+    for kind in (synthesis_of, generic_of):  # their folders are read before there is a run
+        kind(detector)
     samples, left_out = _pictures(source, part_pattern, shots, draw, skip_bad)
     recipe = Recipe(
         data=name or (str(source) if isinstance(source, (str, Path)) else "pictures"),
         data_sha256=digest(samples),
         method=method,
         options=asdict(detector.config),
+        given={**detector.given(), **folders_of(detector)},
         seed=seed,
         held_out=held_out,
         folds=folds,

@@ -29,6 +29,7 @@ class Recipe:
     data_sha256: str  # over names, parts and contents of all pictures that were used
     method: str = "patchcore"
     options: Mapping[str, Any] = field(default_factory=dict)  # all options of the method, defaults written out
+    given: Mapping[str, str] = field(default_factory=dict)  # what options name: SHA-256 of weights and of folders
     seed: int = 0
     held_out: float = 0.2  # share of the parts that fitting does not see, where the method does not cross-fit
     folds: int = 5  # of cross-fitting
@@ -39,9 +40,11 @@ class Recipe:
 
     def write(self, path: Path) -> None:
         values = {key: value for key, value in asdict(self).items() if value is not None}
-        options = values.pop("options")
+        tables = {name: values.pop(name) for name in ("options", "given")}
         lines = [f"{key} = {_toml(value)}" for key, value in values.items()]
-        lines += ["", "[options]", *(f"{key} = {_toml(value)}" for key, value in options.items()), ""]
+        for name, table in tables.items():
+            lines += ["", f"[{name}]", *(f"{key} = {_toml(value)}" for key, value in table.items())]
+        lines.append("")
         _replace(path, "\n".join(lines))
 
     @classmethod

@@ -145,6 +145,10 @@ def read(name: str) -> Recipe:
     return Recipe(name=name, rows=rows, **sizes, **{key: _fixed(value) for key, value in values.items()})
 
 
+class NothingCalled(UsageError):
+    """--only or --seeds match no run of a page."""
+
+
 @dataclass(frozen=True)
 class Wish:
     """What is asked for of a recipe."""
@@ -213,7 +217,7 @@ def _wanted(recipe: Recipe, wish: Wish, pairs: Pairs) -> list[Job]:
     named = [(row, job) for row, job in named if not wish.seeds or job.seed in wish.seeds]
     if not named and pairs:
         there = "\n".join(f"  {row.name}, {job}" for row, job in pairs)
-        raise UsageError(f"nothing of {recipe.name} is called so; there are:\n{there}")
+        raise NothingCalled(f"nothing of {recipe.name} is called so; there are:\n{there}")
     for words in dict.fromkeys(f"{row.name}: not run: {why}" for row, job in named if (why := lacking(job))):
         say(words)
     return [job for _, job in named if not lacking(job)]

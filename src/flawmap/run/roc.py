@@ -18,6 +18,7 @@ from flawmap.verdict.calibration import clopper_pearson
 from flawmap.verdict.metrics import auroc, f1_max, fpr_at_no_escape
 from flawmap.verdict.metrics import roc as roc_points
 
+ONE_CLASS = "good and defective ones are needed"
 ORACLE = "ORACLE"  # read off the answers: for comparison, never an operating point
 
 
@@ -64,11 +65,12 @@ def page(recipe: Recipe, size: Size, pairs: Pairs, table: Table, samples_of: Sam
         yield f"**{category}**\n"
         pictures, parts = (_counted(pairs, table, category, unit) for unit in (_pictures, _parts))
         if not pictures:
-            yield from (f"{NOT_RUN}, so not shown.", "")
+            yield from (f"{NOT_RUN}, or {ONE_CLASS}: not shown.", "")
             continue
         panels = [
             _panel(f"{category}, {unit}", counted, _thresholds(counted[0]), unit)
             for unit, counted in (("pictures", pictures), ("parts", parts))
+            if counted
         ]
         yield _drawn(recipe, category, panels, out, "No escape, largest F1: read off the answers")
         yield from head(["seed", "unit", "AUROC", "threshold", "is", "good refused", "defects found"])
@@ -100,7 +102,8 @@ def escape(recipe: Recipe, size: Size, pairs: Pairs, table: Table, samples_of: S
         yield from head(columns)
         for row in recipe.rows:
             quoted = f"{row.paper['false_alarms']:.0%}" if "false_alarms" in row.paper else "—"
-            mine = [(a, b) for a, b in zip(pictures, parts, strict=True) if a.row is row]
+            by_job = {each.job.key: each for each in parts}
+            mine = [(each, by_job.get(each.job.key)) for each in pictures if each.row is row]
             if not mine:
                 yield f"| {row.name} | — | {quoted} | {absent(pairs, row, category)} |{' — |' * 5}"
             for by_picture, by_part in mine:
@@ -181,7 +184,9 @@ def _no_escape(counted: Sequence[Counted]) -> list[tuple[float, float, str]]:
     return marks
 
 
-def _oracle(counted: Counted) -> str:
+def _oracle(counted: Counted | None) -> str:
+    if counted is None:
+        return ONE_CLASS
     found = fpr_at_no_escape(counted.scores, counted.defect)
     assert found is not None
     return _of(found["count"], found["n"])

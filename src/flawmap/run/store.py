@@ -52,4 +52,6 @@ class FeatureStore:
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
         """float32, whatever is on the disk."""
-        return Batch(features=tuple(torch.from_numpy(stage[rows].astype(np.float32)) for stage in self.stages))
+        return Batch(
+            features=tuple(torch.from_numpy(stage[rows].astype(np.float32, copy=False)) for stage in self.stages)
+        )

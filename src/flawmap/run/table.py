@@ -15,8 +15,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flawmap.errors import DataError, FlawmapError, UsageError
+from flawmap.run.claim import claimed
 from flawmap.run.model import Model, load
 from flawmap.run.progress import say
 from flawmap.run.recipe import Log, digest
@@ -122,7 +122,7 @@ class Table:
         for job in jobs:
             if self._done(job, keep, scores):
                 continue
-            with self._claim(job) as mine:
+            with claimed(self.root / "claims" / job.key) as mine:
                 if mine and not self._done(job, keep, scores):
                     say(f"== {job}")
                     try:
@@ -171,26 +171,14 @@ class Table:
         return self.root / "runs" / job.key / "evaluation"
 
     def _done(self, job: Job, keep: bool, scores: bool) -> bool:
-        lacking = (keep and self.model(job) is None) or (scores and not self._scores(job).exists())
-        return job.key in self.rows() and not lacking
+        from flawmap.run.weights import file_sha256
 
-    @contextmanager
-    def _claim(self, job: Job) -> Iterator[bool]:
-        """False when another process has it. The system drops the lock of a process that dies."""
-        try:
-            import fcntl
-        except ImportError:  # Windows: one process at a time
-            yield True
-            return
-        folder = self.root / "claims"
-        folder.mkdir(exist_ok=True)
-        with (folder / job.key).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                yield False
-                return
-            yield True
+        row = self.rows().get(job.key)
+        lacking = (keep and self.model(job) is None) or (scores and not self._scores(job).exists())
+        if row is None or lacking:
+            return False
+        file = file_sha256(job.options)
+        return file is None or row.get("weights_sha256") in (None, file)
 
     def _add(self, row: Mapping[str, Any]) -> None:
         """After half a line of a process that was killed, a new line is begun."""
@@ -204,6 +192,7 @@ class Table:
 def run(job: Job, samples: Sequence[Sample], root: Path, device: str) -> tuple[dict[str, Any], Path]:
     """Fits, judges the test pictures once, and says what it took; and the bundle's file. What was stopped goes on."""
     from flawmap.run.evaluate import evaluate
+    from flawmap.run.roles import CROSSED, FIT
 
     out, begun = root / "runs" / job.key, time.monotonic()
     model = _finished(job, out) or _fit(job, samples, out, device)
@@ -219,14 +208,14 @@ def run(job: Job, samples: Sequence[Sample], root: Path, device: str) -> tuple[d
         **{key: found.metrics.get(key) for key in METRICS},
         "data_sha256": digest(samples),
         "pictures": found.metrics["pictures"],
-        "fitted_on": len(data),
-        "support": [entry["name"] for entry in data] if job.shots else None,
+        "fitted_on": sum(entry.get("role") in (FIT, CROSSED) for entry in data),
+        "support": [entry["name"] for entry in data if "role" in entry] if job.shots else None,
         "curve": curve([entry["loss"] for entry in entries if entry["event"] == "step"]),
         "steps": sum(entry["event"] == "step" for entry in entries),
         "fit_s": round(sum(entry.get("seconds", 0) for entry in entries if entry["event"] == "done"), 1),
         "evaluate_s": round(time.monotonic() - begun - fitted, 1),
         "config": portable(model.bundle.config["options"]),
-        "weights_sha256": model.bundle.config.get("backbone_sha256"),
+        "weights_sha256": model.bundle.config.get("backbone_sha256") or model.bundle.config.get("teacher_sha256"),
         **_calibrated(model),
         **made(),
     }
@@ -259,9 +248,8 @@ def _calibrated(model: Model) -> dict[str, Any]:
 
 
 def portable(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options without this machine's paths: a backbone is known by its name, a teacher by that of its file."""
-    kept = {key: value for key, value in options.items() if key != "weights"}
-    return {key: Path(value).name if key in FILES and value else value for key, value in kept.items()}
+    """Options without this machine's paths; a row knows what a file of weights held by its SHA-256."""
+    return {key: value for key, value in options.items() if key not in FILES}
 
 
 def _finished(job: Job, out: Path) -> Model | None:
@@ -288,6 +276,11 @@ def _as_today(row: Mapping[str, Any]) -> bool:
     try:
         today = asdict(detector_class(row["method"]).configure({"seed": row["seed"], **row["options"]}))
     except UsageError:  # a method or an option that is no more
+        return False
+    from flawmap.run.weights import embedded_sha256
+
+    own, used = embedded_sha256(row["method"], row["options"]), row.get("weights_sha256")
+    if own and used and own != used:  # made with other weights than come with the package today
         return False
     today, then = portable(today), portable(row["config"])
     return all(_plain(today.get(name)) == value for name, value in then.items())
