@@ -18,7 +18,7 @@ from flawmap.detectors import create
 from flawmap.errors import DataError, UsageError
 from flawmap.features.backbone import EMBEDDED, Backbone
 from flawmap.run import distill as module
-from flawmap.run.distill import _crop, distill
+from flawmap.run.distill import Distilling, _crop, distill
 from flawmap.run.fit import fit
 
 TINY = {"size": 64, "width": 8, "dim": 12, "crops": 60, "steps": 150, "batch": 8, "rate": 1e-2}
@@ -143,6 +143,11 @@ def test_without_photos_it_learns_from_drawn_textures(tmp_path: Path) -> None:
     out = tmp_path / "teacher.safetensors"
     distill(None, out, options={**TINY, "crops": 10, "steps": 2}, device="cpu")
     assert _notes(out)["photos"] == "drawn textures"
+
+
+def test_a_teacher_of_the_presets_shape_is_used_with_the_preset() -> None:
+    assert module._shape(Distilling.configure({})) == "--preset small"
+    assert module._shape(Distilling.configure({"width": 64})) == "--pdn small --width 64 --dim 96"
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from PIL import Image
 from torch import Tensor, optim
 
 from flawmap.detectors.base import Detector, Optimisers, option
-from flawmap.detectors.efficientad import PDN, normalised
+from flawmap.detectors.efficientad import PDN, EfficientAD, normalised
 from flawmap.errors import DataError, UsageError
 from flawmap.features.backbone import EMBEDDED, Backbone
 from flawmap.features.frozen import frozen
@@ -113,9 +113,16 @@ def distill(photos: Path | None, out: Path, *, options: dict[str, Any], device: 
     return {
         "teacher": str(out),
         "explains": f"{explained:.1%} of the features' variance on pictures that were held out",
-        "use": f"flawmap fit DATA --method efficientad --teacher {out} "
-        f"--pdn {config.pdn} --width {config.width} --dim {config.dim}",
+        "use": f"flawmap fit DATA --method efficientad --teacher {out} {_shape(config)}",
     }
+
+
+def _shape(config: Distilling.Config) -> str:
+    """The options of a detector that takes this teacher."""
+    small = EfficientAD.configure({"preset": "small"})
+    if (config.pdn, config.width, config.dim) == (small.pdn, small.width, small.dim):
+        return "--preset small"
+    return f"--pdn {config.pdn} --width {config.width} --dim {config.dim}"
 
 
 def _check(config: Distilling.Config, features: int) -> None:
