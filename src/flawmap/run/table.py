@@ -43,7 +43,7 @@ class Job:
     seed: int = 0
     shots: int | None = None
     draw: int = 0
-    held_out: float = 0.0  # of the good parts, for calibration; 0 as in the papers: all are fitted
+    held_out: float = 0.0  # of the good parts, for calibration; 0 as in the papers: none
 
     @property
     def key(self) -> str:
