@@ -112,7 +112,7 @@ def test_a_folder_that_is_missing_is_an_error_with_the_layouts(tmp_path):
         dataset(tmp_path / "gone")
     text = str(caught.value)
     assert text.startswith(f"{tmp_path / 'gone'}: there is no such folder; expected is a folder that holds\n\nMVTec AD")
-    assert text.endswith("\n\n".join(map(layout, ("mvtec", "visa", "dagm"))))
+    assert text.endswith("\n\n".join(map(layout, ("mvtec", "visa", "dagm", "btad", "mvtec2", "ksdd", "ksdd2"))))
     with pytest.raises(DataError) as caught:
         dataset(tmp_path / "gone", "dagm")
     assert str(caught.value).endswith(f"holds\n\n{layout('dagm')}")
@@ -151,8 +151,8 @@ def test_a_category_is_not_a_data_set(tmp_path):
 
 
 def test_an_unknown_kind_is_an_error_that_lists_the_known(tmp_path):
-    for ask in (lambda: layout("btad"), lambda: dataset(tmp_path, "btad")):
-        with pytest.raises(UsageError, match="unknown kind 'btad' of data set; known are mvtec, visa, dagm"):
+    for ask in (lambda: layout("loco"), lambda: dataset(tmp_path, "loco")):
+        with pytest.raises(UsageError, match="unknown kind 'loco' of data set; known are mvtec, visa, dagm, btad"):
             ask()
 
 
@@ -161,6 +161,10 @@ def test_a_layout_shows_the_folders_and_the_published_sizes():
         "mvtec": ("15 categories", "3629", "1725", "train/good", "ground_truth/<kind>/000_mask.png"),
         "visa": ("12 objects", "8659", "962", "1200", "1cls.csv", "Data/Masks/Anomaly/000.png", "ground_truth/bad"),
         "dagm": ("10 classes", "575", "1150", "Train/Label/Labels.txt", "_label.PNG"),
+        "btad": ("3 products", "1799", "741", "290", "train/ok", "ground_truth/ko"),
+        "mvtec2": ("8 objects", "validation/good", "test_public/ground_truth/bad/000_regular_mask.png"),
+        "ksdd": ("50 items", "399", "52", "kos01/Part0_label.bmp"),
+        "ksdd2": ("2331", "246", "1004", "110", "10000_GT.png"),
     }
     for kind, words in shown.items():
         assert [word for word in words if word not in layout(kind)] == []

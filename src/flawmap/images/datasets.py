@@ -1,22 +1,25 @@
 """One front for the data sets of research: a root folder -> its kind, its categories, and the samples of each.
 
-MVTec AD and all that has its layout (folder.py), VisA (visa.py), DAGM 2007 (dagm.py).
+MVTec AD and all that has its layout, such as MPDD (folder.py), VisA (visa.py), DAGM 2007 (dagm.py), BTAD (btad.py),
+MVTec AD 2 (mvtec2.py), KolektorSDD (ksdd.py), KolektorSDD2 (ksdd2.py). The last two are one category each, so their own
+folder serves as well as the one above.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from flawmap.errors import DataError, UsageError
-from flawmap.images import dagm, visa
+from flawmap.images import btad, dagm, ksdd, ksdd2, mvtec2, visa
 from flawmap.images.folder import find
 from flawmap.types import Sample
 
 LAYOUTS = {
     "mvtec": """\
-MVTec AD: 15 categories, 3629 pictures to train on, 1725 to test on
+MVTec AD: 15 categories, 3629 pictures to train on, 1725 to test on (MPDD, 6 categories, is alike)
   bottle/
     train/good/000.png
     test/good/000.png
@@ -42,12 +45,53 @@ DAGM 2007: 10 classes; Class1 to 6: 575 pictures in Train, 575 in Test; Class7 t
     Train/Label/Labels.txt
     Train/Label/0581_label.PNG  (defective pictures only)
     Test/  (alike)""",
+    "btad": """\
+BTAD: 3 products, 1799 pictures to train on, 741 to test on, 290 of them defective
+  01/
+    train/ok/0000.bmp  (or .png)
+    test/ok/0000.bmp
+    test/ko/0000.bmp
+    ground_truth/ko/0000.png  (or .bmp)""",
+    "mvtec2": """\
+MVTec AD 2: 8 objects; the private test sets have no labels and are not read
+  can/
+    train/good/000_regular.png
+    validation/good/000_regular.png
+    test_public/good/000_regular.png
+    test_public/bad/000_regular.png
+    test_public/ground_truth/bad/000_regular_mask.png""",
+    "ksdd": """\
+KolektorSDD: 50 items, 399 pictures, 52 of them defective; cut by item into three folds, the first to test on
+  KolektorSDD/
+    kos01/Part0.jpg
+    kos01/Part0_label.bmp  (black where nothing is wrong)""",
+    "ksdd2": """\
+KolektorSDD2: 2331 pictures in train, 246 of them defective (left out); 1004 in test, 110 of them defective
+  KolektorSDD2/
+    train/10000.png
+    train/10000_GT.png  (black where nothing is wrong)
+    test/  (alike)""",
 }
 LOOKED_FOR = {
     "mvtec": "folders with train/good",
     "visa": f"{' or '.join(visa.SPLIT_FILES)} beside <object>/Data",
     "dagm": "folders ClassN with Train and Test",
+    "btad": "folders with train/ok and test",
+    "mvtec2": "folders with train/good and test_public",
+    "ksdd": "folders kosNN in a folder",
+    "ksdd2": "train and test with <number>_GT.png in a folder",
 }
+IS_CATEGORY: dict[str, Callable[[Path, list[str]], bool]] = {
+    # An object of MVTec AD 2 has train/good too.
+    "mvtec": lambda root, folders: (root / "train/good").is_dir() and not mvtec2.is_category(root, folders),
+    "visa": lambda root, folders: (root / "Data/Images").is_dir(),
+    "dagm": dagm.is_class,
+    "btad": btad.is_category,
+    "mvtec2": mvtec2.is_category,
+    "ksdd": ksdd.is_category,
+    "ksdd2": ksdd2.is_category,
+}
+WHOLE = ("ksdd", "ksdd2")  # kinds whose one category is the whole set
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +99,7 @@ class DataSet:
     """A root folder whose layout is known."""
 
     root: Path
-    kind: str  # "mvtec", "visa" or "dagm"
+    kind: str  # one of LAYOUTS
     categories: tuple[str, ...]  # as in "bottle", or "mvtec/bottle" where they lie two levels down
 
     def samples(self, category: str) -> list[Sample]:
@@ -70,7 +114,8 @@ class DataSet:
 def dataset(root: Path, kind: str = "") -> DataSet:
     """The data set in a folder, whose kind is seen from its layout unless it is given.
 
-    VisA re-arranged cannot be told from MVTec's layout: it is "mvtec" unless kind says "visa".
+    VisA re-arranged cannot be told from MVTec's layout: it is "mvtec" unless kind says "visa". Of a set that is one
+    category, its own folder may be given: the root is then the folder above.
     UsageError: an unknown kind. DataError: no such folder, nothing or several kinds in it, or it is one category.
     """
     wanted = tuple(LAYOUTS) if not kind else (kind,)
@@ -86,6 +131,9 @@ def dataset(root: Path, kind: str = "") -> DataSet:
         raise DataError(f"{root}: holds {several}; give kind, or the folder of one of them")
     if found:
         return DataSet(root, *found.popitem())
+    if whole := [each for each in WHOLE if each in wanted and _is_category(root, each)]:
+        root = root.resolve() if root.name in ("", "..") else root
+        return DataSet(root.parent, whole[0], (root.name,))
     if any(_is_category(root, each) for each in LAYOUTS):
         raise DataError(f"{root}: is one category, not a data set; give the folder above, {root.absolute().parent}")
     here = _folders(root, files=True)
@@ -115,9 +163,7 @@ def _categories(root: Path, kind: str) -> tuple[str, ...]:
 
 
 def _is_category(folder: Path, kind: str) -> bool:
-    if kind == "dagm":
-        return dagm.is_class(folder, _folders(folder))
-    return (folder / {"mvtec": "train/good", "visa": "Data/Images"}[kind]).is_dir()
+    return IS_CATEGORY[kind](folder, _folders(folder))
 
 
 def _folders(root: Path, files: bool = False) -> list[str]:

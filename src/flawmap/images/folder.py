@@ -4,10 +4,10 @@ A folder is read in the MVTec layout when it has `train/` or `test/`:
 
     train/good/  test/good/  test/<kind>/  ground_truth/<kind>/<stem>_mask.<any>
 
-as a class of DAGM when it is called ClassN and has `Train/` and `Test/` (dagm.py), else as one folder of good pictures,
-nested folders included. A list is a .csv with a header, or a .jsonl, of: path (relative to the list), split, kind (or
-label), mask, part. A `parts.csv` (path, part) in the folder says which pictures show one part; without it every picture
-is a part of its own.
+as a data set of research where it has the layout of one (dagm.py, btad.py, mvtec2.py, ksdd.py, ksdd2.py), else as one
+folder of good pictures, nested folders included. A list is a .csv with a header, or a .jsonl, of: path (relative to the
+list), split, kind (or label), mask, part. A `parts.csv` (path, part) in the folder says which pictures show one part;
+without it every picture is a part of its own, or of what the data set says.
 """
 
 from __future__ import annotations
@@ -24,11 +24,18 @@ from pathlib import Path
 import numpy as np
 
 from flawmap.errors import DataError, UsageError
-from flawmap.images import dagm
+from flawmap.images import btad, dagm, ksdd, ksdd2, mvtec2
 from flawmap.images.decode import MAX_MPX, SUFFIXES, decode, label, read_mask
+from flawmap.images.published import CLUTTER
 from flawmap.types import GOOD, Sample
 
-CLUTTER = {"thumbs.db", "desktop.ini"}
+PUBLISHED = (
+    (dagm.is_class, dagm.samples),
+    (btad.is_category, btad.samples),
+    (mvtec2.is_category, mvtec2.samples),
+    (ksdd.is_category, ksdd.samples),
+    (ksdd2.is_category, ksdd2.samples),
+)
 COLUMNS = ("path", "split", "kind", "label", "mask", "part")
 LAYOUT = ("train", "test", "ground_truth")
 NOT_GOOD = {*LAYOUT, "anomalous", "anomaly", "bad", "defect", "defective", "defects", "mask", "masks", "ng", "nok"}
@@ -169,8 +176,9 @@ def _folder(root: Path, kind: str | None) -> list[Sample]:
     except OSError as error:
         raise DataError(f"{root}: the folder cannot be read ({error.strerror}); check its permissions") from error
     folders = [name[:-1] for name in found if name.endswith("/")]
-    if dagm.is_class(root, folders):
-        return _read_parts(root, dagm.samples(root))
+    for is_one, read in PUBLISHED:
+        if is_one(root, folders):
+            return _read_parts(root, read(root))
     for name in folders:
         if name.lower() in LAYOUT and name not in LAYOUT:
             raise DataError(f"{root}: the folder {name} must be written {name.lower()}; rename it")
@@ -303,7 +311,7 @@ def _read_parts(root: Path, samples: list[Sample]) -> list[Sample]:
         if "part" not in row:
             raise DataError(f"{where}: no part")
         parts[row["path"]] = row["part"]
-    return [replace(sample, part=parts.get(sample.name, sample.name)) for sample in samples]
+    return [replace(sample, part=parts.get(sample.name, sample.part)) for sample in samples]
 
 
 def _match_parts(samples: list[Sample], pattern: str) -> list[Sample]:
