@@ -1,9 +1,9 @@
-"""Chooses the CPU defaults of PatchCore and SimpleNet without a look at any test picture.
+"""Chooses the CPU defaults of PatchCore, SimpleNet and PaDiM without a look at any test picture.
 
 Of every category's good training pictures some parts fit the method and others are held out; each held-out picture is
 judged as it is and with artificial defects, whose masks are exact. Prints the tables of docs/defaults.md.
 
-    python benchmarks/choose_defaults.py [--methods patchcore simplenet] [--most-categories 9]
+    python benchmarks/choose_defaults.py [--methods patchcore simplenet padim] [--most-categories 9]
 
 The pictures are found by FLAWMAP_DATA, else in ../shared/data.
 
@@ -30,6 +30,7 @@ from artificial_defects import SIZE, with_defect
 from torch import Tensor
 
 from flawmap.detectors.base import FrozenDetector
+from flawmap.detectors.padim import PaDiM
 from flawmap.detectors.patchcore import PatchCore
 from flawmap.detectors.simplenet import SimpleNet
 from flawmap.features.backbone import EMBEDDED, Backbone
@@ -98,6 +99,18 @@ SIMPLENET = {
     "another seed": Variant({"seed": 1}, 1),
     "60 steps": Variant({"steps": 60}, 1),
     "60 steps, heads of the paper's width": Variant({"steps": 60, "width": 1536, "hidden": 1024}, 1),
+}
+SINGLE = {"neighbourhood": 1}  # as in the paper
+PADIM = {
+    "100 features, ridge 0.1": Variant(SINGLE, 5),
+    "ridge 0.01": Variant(SINGLE | {"ridge": 0.01}, 5),
+    "ridge 1": Variant(SINGLE | {"ridge": 1.0}, 5),
+    "50 features": Variant(SINGLE | {"dims": 50}, 5),
+    "all features": Variant(SINGLE | {"dims": 0}, 5),
+    "not equalised": Variant(SINGLE | {"equalise": False}, 5),
+    "stages 2, 3": Variant(SINGLE | {"stages": (2, 3)}, 5),
+    "neighbourhood 3": Variant({}, 5),
+    "another draw of features": Variant(SINGLE | {"seed": 1}, 5),
 }
 
 
@@ -198,14 +211,20 @@ def table(rows: dict[str, dict[str, Figures]]) -> Iterator[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("--methods", nargs="+", default=["patchcore", "simplenet"])
+    parser.add_argument("--methods", nargs="+", default=["patchcore", "simplenet", "padim"])
     parser.add_argument("--most-categories", type=int, default=len(NAMES))
     asked = parser.parse_args()
     root = Path(os.environ.get("FLAWMAP_DATA", "../shared/data"))
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     print(time.strftime("%Y-%m-%d"), f"{platform.machine()}, {os.cpu_count()} cores, commit {commit}\n", sep=", ")
     again = dict(list(PATCHCORE.items())[:4])
-    for kind, seed, variants in ((PatchCore, 0, PATCHCORE), (PatchCore, 1, again), (SimpleNet, 0, SIMPLENET)):
+    for kind, seed, variants in (
+        (PatchCore, 0, PATCHCORE),
+        (PatchCore, 1, again),
+        (SimpleNet, 0, SIMPLENET),
+        (PaDiM, 0, PADIM),
+        (PaDiM, 1, PADIM),
+    ):
         if kind.name not in asked.methods:
             continue
         rows: dict[str, dict[str, Figures]] = {name: {} for name in variants}

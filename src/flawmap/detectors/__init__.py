@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 DETECTORS = {
     "patchcore": "patchcore:PatchCore",
     "simplenet": "simplenet:SimpleNet",
+    "padim": "padim:PaDiM",
     "pouta": "pouta:POUTA",
     "draem": "draem:DRAEM",
     "efficientad": "efficientad:EfficientAD",
