@@ -100,17 +100,17 @@ SIMPLENET = {
     "60 steps": Variant({"steps": 60}, 1),
     "60 steps, heads of the paper's width": Variant({"steps": 60, "width": 1536, "hidden": 1024}, 1),
 }
-SINGLE = {"neighbourhood": 1}  # as in the paper
+EQUAL = {"equalise": True}
 PADIM = {
-    "100 features, ridge 0.1": Variant(SINGLE, 5),
-    "ridge 0.01": Variant(SINGLE | {"ridge": 0.01}, 5),
-    "ridge 1": Variant(SINGLE | {"ridge": 1.0}, 5),
-    "50 features": Variant(SINGLE | {"dims": 50}, 5),
-    "all features": Variant(SINGLE | {"dims": 0}, 5),
-    "not equalised": Variant(SINGLE | {"equalise": False}, 5),
-    "stages 2, 3": Variant(SINGLE | {"stages": (2, 3)}, 5),
-    "neighbourhood 3": Variant({}, 5),
-    "another draw of features": Variant(SINGLE | {"seed": 1}, 5),
+    "100 features, ridge 0.1, equalised": Variant(EQUAL, 5),
+    "ridge 0.01": Variant(EQUAL | {"ridge": 0.01}, 5),
+    "ridge 1": Variant(EQUAL | {"ridge": 1.0}, 5),
+    "50 features": Variant(EQUAL | {"dims": 50}, 5),
+    "all features": Variant(EQUAL | {"dims": 0}, 5),
+    "not equalised": Variant({}, 5),
+    "stages 2, 3": Variant(EQUAL | {"stages": (2, 3)}, 5),
+    "neighbourhood 3": Variant(EQUAL | {"neighbourhood": 3}, 5),
+    "another draw of features": Variant(EQUAL | {"seed": 1}, 5),
 }
 
 

@@ -4,9 +4,8 @@ Defard et al., PaDiM: a Patch Distribution Modeling Framework for Anomaly Detect
 Workshops, https://arxiv.org/abs/2011.08785
 
 Departs from the paper: the default backbone is EfficientNet-Lite0 at 256 px without a crop, finer stages are averaged
-down to a grid of stride 8 instead of coarser ones being repeated at stride 4, patches are averaged over 3 x 3, each
-stage is divided by its deviation (docs/defaults.md), and what is added to the covariances is a share of the mean
-variance instead of 0.01, since features of other backbones have other scales.
+down to a grid of stride 8 instead of coarser ones being repeated at stride 4, and what is added to the covariances is a
+share of the mean variance instead of 0.01, since features of other backbones have other scales (docs/defaults.md).
 
 B images  D features that were drawn  h w patch grid  P = h * w places  H W pixels
 """
@@ -31,20 +30,13 @@ class PaDiM(FrozenDetector):
     title = "PaDiM"
     paper = "https://arxiv.org/abs/2011.08785"
     presets = {  # noqa: RUF012 (read only)
-        "paper": {
-            **{
-                "backbone": "wide_resnet50_2.tv_in1k",
-                "size": 224,
-                "stride": 4,
-                "dims": 550,
-                "equalise": False,
-                "neighbourhood": 1,
-            },
-        },
+        "paper": {"backbone": "wide_resnet50_2.tv_in1k", "size": 224, "stride": 4, "dims": 550},
     }
 
     @dataclass(frozen=True)
     class Config(FrozenDetector.Config):
+        neighbourhood: int = option(1, "patches are averaged over so many by so many; 1 as in the paper", least=1)
+        equalise: bool = option(False, "divide each stage by its deviation over the fitting pictures")
         dims: int = option(100, "so many features are drawn at random (section 3.2); 0: all", least=0)
         ridge: float = option(0.1, "share of the mean variance that is added to every variance", above=0)
         sigma_px: float = option(4.0, "Gaussian smoothing of the map", least=0)
