@@ -154,14 +154,17 @@ def test_a_teacher_of_the_presets_shape_is_used_with_the_preset() -> None:
     ("photos_of", "out", "error", "words"),
     [
         ("none", "t.safetensors", UsageError, "there is no folder"),
-        ("empty", "t.safetensors", DataError, "at least 10"),
+        ("empty", "t.safetensors", DataError, "no pictures in it"),
+        ("few", "t.safetensors", DataError, "1 pictures; a teacher wants at least 10"),
         ("empty", "t.pt", UsageError, "is a .safetensors file"),
     ],
 )
 def test_what_cannot_be_is_refused(
     photos_of: str, out: str, error: type[Exception], words: str, tmp_path: Path
 ) -> None:
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "few"):
+        (tmp_path / name).mkdir()
+    Image.new("RGB", (80, 80)).save(tmp_path / "few" / "one.png")
     with pytest.raises(error, match=words):
         distill(tmp_path / photos_of, tmp_path / out, options={}, device="cpu")
 

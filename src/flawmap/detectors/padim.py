@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from flawmap.detectors.base import FrozenDetector, option
-from flawmap.errors import DataError, UsageError
+from flawmap.errors import UsageError
 from flawmap.features.patches import Enlarge
 from flawmap.types import Batch, Prediction
 
@@ -63,15 +63,13 @@ class PaDiM(FrozenDetector):
         """Mean and covariance at every place (section 3.2), in one pass."""
         if self.config.equalise:
             self.embed.measure(normals)
-        count, total_PD, square_PDD = 0, torch.zeros_like(self.mean_PD).double(), torch.zeros_like(self.whiten_PDD)
-        square_PDD = square_PDD.double()
+        count, total_PD = 0, torch.zeros_like(self.mean_PD, dtype=torch.float64)
+        square_PDD = torch.zeros_like(self.whiten_PDD, dtype=torch.float64)
         for batch in normals:
             patch_PBD = self._patches(batch.features or ()).double()
             count += patch_PBD.shape[1]
             total_PD += patch_PBD.sum(dim=1)
             square_PDD += patch_PBD.transpose(1, 2) @ patch_PBD
-        if count == 0:
-            raise DataError("padim: no pictures to fit on")
         mean_PD = total_PD / count
         covariance_PDD = (square_PDD / count - mean_PD[:, :, None] * mean_PD[:, None]) * count / max(1, count - 1)
         variance = covariance_PDD.diagonal(dim1=1, dim2=2).clamp(min=0).mean()

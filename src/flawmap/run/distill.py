@@ -32,10 +32,9 @@ from flawmap.features.backbone import EMBEDDED, Backbone
 from flawmap.features.frozen import frozen
 from flawmap.features.patches import Embed
 from flawmap.images.decode import Intake, decode
-from flawmap.images.folder import SUFFIXES
 from flawmap.run.claim import claimed
 from flawmap.run.engine import device_named
-from flawmap.run.feed import draw, grey
+from flawmap.run.feed import draw, grey, pictures_in
 from flawmap.run.progress import progress, say
 from flawmap.run.recipe import Log
 from flawmap.run.store import FeatureStore
@@ -165,9 +164,7 @@ def _taught(distilling: Distilling, backbone: Backbone, pictures: Sequence[Path]
 
 
 def _photos(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise UsageError(f"there is no folder {folder}")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = pictures_in(folder)
     if len(found) < 10:
         raise DataError(f"{folder}: {len(found)} pictures; a teacher wants at least 10, and better thousands")
     say(f"checking {len(found)} photos")

@@ -149,7 +149,7 @@ def folders_of(detector: Detector) -> dict[str, str]:
     found = {}
     for option in ("textures", "generic"):
         if folder := getattr(detector.config, option, ""):
-            listed = sorted(f"{path.relative_to(folder)}\0{path.stat().st_size}" for path in _files(folder))
+            listed = sorted(f"{path.relative_to(folder)}\0{path.stat().st_size}" for path in pictures_in(folder))
             found[f"{option}_sha256"] = hashlib.sha256("\n".join(listed).encode(errors="surrogateescape")).hexdigest()
     return found
 
@@ -173,7 +173,7 @@ def textures(folder: str, zoom: int = 1) -> Texture:
 
     DataError: one cannot be read.
     """
-    files = _files(folder)
+    files = pictures_in(folder)
     say(f"checking {len(files)} pictures of {folder}")
     for path in files:
         decode(path)
@@ -191,7 +191,8 @@ def textures(folder: str, zoom: int = 1) -> Texture:
     return texture
 
 
-def _files(folder: str) -> list[Path]:
+def pictures_in(folder: str | Path) -> list[Path]:
+    """In the folder and below it, in order. DataError: there are none."""
     if not Path(folder).is_dir():
         raise UsageError(f"there is no folder {folder}")
     files = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _folder.SUFFIXES)
