@@ -28,7 +28,8 @@ class Sample:
     part: str  # the thing shown: several views of it share this
     split: Literal["train", "test"] = "train"
     kind: str | None = GOOD  # "good", the kind of defect, or None when unknown
-    mask: Path | np.ndarray | None = None  # (H, W), non-zero or > 127 is defect; None: no mask given
+    # (H, W), non-zero or > 127 is defect; of a tuple the union is the mask; None: no mask given
+    mask: Path | np.ndarray | tuple[Path | np.ndarray, ...] | None = None
 
     @property
     def good(self) -> bool:

@@ -112,7 +112,7 @@ def test_a_folder_that_is_missing_is_an_error_with_the_layouts(tmp_path):
         dataset(tmp_path / "gone")
     text = str(caught.value)
     assert text.startswith(f"{tmp_path / 'gone'}: there is no such folder; expected is a folder that holds\n\nMVTec AD")
-    assert text.endswith("\n\n".join(map(layout, ("mvtec", "visa", "dagm", "btad", "mvtec2", "ksdd", "ksdd2"))))
+    assert text.endswith("\n\n".join(map(layout, ("mvtec", "visa", "dagm", "btad", "mvtec2", "loco", "ksdd", "ksdd2"))))
     with pytest.raises(DataError) as caught:
         dataset(tmp_path / "gone", "dagm")
     assert str(caught.value).endswith(f"holds\n\n{layout('dagm')}")
@@ -151,8 +151,8 @@ def test_a_category_is_not_a_data_set(tmp_path):
 
 
 def test_an_unknown_kind_is_an_error_that_lists_the_known(tmp_path):
-    for ask in (lambda: layout("loco"), lambda: dataset(tmp_path, "loco")):
-        with pytest.raises(UsageError, match="unknown kind 'loco' of data set; known are mvtec, visa, dagm, btad"):
+    for ask in (lambda: layout("coco"), lambda: dataset(tmp_path, "coco")):
+        with pytest.raises(UsageError, match="unknown kind 'coco' of data set; known are mvtec, visa, dagm, btad"):
             ask()
 
 
@@ -163,6 +163,14 @@ def test_a_layout_shows_the_folders_and_the_published_sizes():
         "dagm": ("10 classes", "575", "1150", "Train/Label/Labels.txt", "_label.PNG"),
         "btad": ("3 products", "1799", "741", "290", "train/ok", "ground_truth/ko"),
         "mvtec2": ("8 objects", "validation/good", "test_public/ground_truth/bad/000_regular_mask.png"),
+        "loco": (
+            "5 categories",
+            "1772",
+            "304",
+            "1568",
+            "defects_config.json",
+            "ground_truth/logical_anomalies/000/000",
+        ),
         "ksdd": ("50 items", "399", "52", "kos01/Part0_label.bmp"),
         "ksdd2": ("2331", "246", "1004", "110", "10000_GT.png"),
     }

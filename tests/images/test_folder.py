@@ -90,7 +90,18 @@ def test_a_folder_good_alone_is_taken(tmp_path):
     [
         (["good/a.png", "scratch/b.png"], "has good/ and other pictures beside it"),
         (["a.png", "bad/b.png"], "lies in a folder 'bad'"),
-        (["bottle/train/good/a.png", "bottle/test/crack/b.png"], "lies in a folder 'test'"),
+        (["bottle/test/good/a.png", "bottle/test/crack/b.png"], "lies in a folder 'test'"),
+        (
+            ["bottle/train/good/a.png", "bottle/test/crack/b.png"],
+            "is a data set, of bottle; give one of them, such as .*",
+        ),
+        (
+            ["mvtec/b/train/good/a.png", "mvtec/a/train/good/a.png"],
+            "of mvtec/a, mvtec/b; give one of them, such as .*a$",
+        ),
+        (["a.png", "a_mask.png"], r"but a_mask\.png is called like the mask of a picture; give the folder above"),
+        (["day/10000.png", "day/10000_GT.png"], r"but day/10000_GT\.png is called like the mask"),
+        (["0001.PNG", "Label/0001_label.PNG"], r"but Label/0001_label\.PNG is called like the mask"),
         (["a.png", "ground_truth/crack/a_mask.png"], "lies in a folder 'ground_truth'"),
         (["Train/good/a.png", "Test/crack/a.png"], "the folder Test must be written test"),
         (["train/a.png"], r"train/a\.png must lie in train/good"),

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from flawmap.errors import DataError
-from flawmap.images.decode import MAX_MPX, Source, decode, label, probe, read_mask
+from flawmap.images.decode import MAX_MPX, decode, each_mask, label, probe, read_mask
 from flawmap.types import Sample
 
 THUMB = 32
@@ -137,13 +137,14 @@ def _look(sample: Sample, seen: _Seen, max_mpx: float) -> None:
     if pixels.min() == pixels.max():
         seen.troubles["blank"].append(sample.name)
     if sample.mask is not None:
-        _look_at_mask(sample, sample.mask, pixels.shape[:2], seen)
+        _look_at_mask(sample, pixels.shape[:2], seen)
 
 
-def _look_at_mask(sample: Sample, given: Source, size: tuple[int, int], seen: _Seen) -> None:
+def _look_at_mask(sample: Sample, size: tuple[int, int], seen: _Seen) -> None:
+    given = each_mask(sample.mask)
     try:
         mask = read_mask(given, size, of=sample.name)
-        levels = np.count_nonzero(np.bincount(decode(given, max_mpx=float("inf"))[..., 0].ravel()))
+        levels = max(np.count_nonzero(np.bincount(decode(m, max_mpx=float("inf"))[..., 0].ravel())) for m in given)
     except DataError as error:
         seen.troubles["mask-misfit"].append(f"{sample.name}: {error}")
         return

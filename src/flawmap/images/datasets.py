@@ -1,8 +1,8 @@
 """One front for the data sets of research: a root folder -> its kind, its categories, and the samples of each.
 
 MVTec AD and all that has its layout, such as MPDD (folder.py), VisA (visa.py), DAGM 2007 (dagm.py), BTAD (btad.py),
-MVTec AD 2 (mvtec2.py), KolektorSDD (ksdd.py), KolektorSDD2 (ksdd2.py). The last two are one category each, so their own
-folder serves as well as the one above.
+MVTec AD 2 (mvtec2.py), MVTec LOCO AD (loco.py), KolektorSDD (ksdd.py), KolektorSDD2 (ksdd2.py). The last two are one
+category each, so their own folder serves as well as the one above.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flawmap.errors import DataError, UsageError
-from flawmap.images import btad, dagm, ksdd, ksdd2, mvtec2, visa
+from flawmap.images import btad, dagm, ksdd, ksdd2, loco, mvtec2, visa
 from flawmap.images.folder import find
 from flawmap.types import Sample
 
@@ -60,6 +60,16 @@ MVTec AD 2: 8 objects; the private test sets have no labels and are not read
     test_public/good/000_regular.png
     test_public/bad/000_regular.png
     test_public/ground_truth/bad/000_regular_mask.png""",
+    "loco": """\
+MVTec LOCO AD: 5 categories, 1772 pictures to train on and 304 to validate on, 1568 to test on, 993 of them anomalous
+  pushpins/
+    defects_config.json
+    train/good/000.png
+    validation/good/000.png
+    test/good/000.png
+    test/logical_anomalies/000.png
+    test/structural_anomalies/000.png
+    ground_truth/logical_anomalies/000/000.png  (a file for every region; structural_anomalies alike)""",
     "ksdd": """\
 KolektorSDD: 50 items, 399 pictures, 52 of them defective; cut by item into three folds, the first to test on
   KolektorSDD/
@@ -78,16 +88,20 @@ LOOKED_FOR = {
     "dagm": "folders ClassN with Train and Test",
     "btad": "folders with train/ok and test",
     "mvtec2": "folders with train/good and test_public",
+    "loco": f"folders with test/{' or test/'.join(loco.KINDS)}, and validation or {loco.CONFIG}",
     "ksdd": "folders kosNN in a folder",
     "ksdd2": "train and test with <number>_GT.png in a folder",
 }
 IS_CATEGORY: dict[str, Callable[[Path, list[str]], bool]] = {
-    # An object of MVTec AD 2 has train/good too.
-    "mvtec": lambda root, folders: (root / "train/good").is_dir() and not mvtec2.is_category(root, folders),
+    # Those of MVTec AD 2 and of MVTec LOCO AD have train/good too.
+    "mvtec": lambda root, folders: (
+        (root / "train/good").is_dir() and not any(each.is_category(root, folders) for each in (mvtec2, loco))
+    ),
     "visa": lambda root, folders: (root / "Data/Images").is_dir(),
     "dagm": dagm.is_class,
     "btad": btad.is_category,
     "mvtec2": mvtec2.is_category,
+    "loco": loco.is_category,
     "ksdd": ksdd.is_category,
     "ksdd2": ksdd2.is_category,
 }

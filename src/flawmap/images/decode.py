@@ -83,11 +83,20 @@ def decode(source: Source, max_mpx: float = MAX_MPX) -> np.ndarray:
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
 
 
-def read_mask(source: Source, size_hw: tuple[int, int], of: str = "its picture") -> np.ndarray:
+def each_mask(given: Source | tuple[Source, ...] | None) -> tuple[Source, ...]:
+    """What the mask of a sample is made of: nothing, one file or array, or several."""
+    return given if isinstance(given, tuple) else () if given is None else (given,)
+
+
+def read_mask(source: Source | tuple[Source, ...], size_hw: tuple[int, int], of: str = "its picture") -> np.ndarray:
     """(H, W) bool: above half of the range in any channel, or non-zero where no value exceeds 15 (ids of classes).
 
-    DataError: not as large as the picture, which `of` names.
+    Of several masks of one picture: where any of them is. DataError: not as large as the picture, which `of` names.
     """
+    if isinstance(source, tuple):
+        if not source:
+            raise DataError(f"{of}: its mask is of no files; give None where there is no mask")
+        return np.logical_or.reduce([read_mask(each, size_hw, of) for each in source])
     if isinstance(source, np.ndarray) and source.dtype == bool:
         source = source.astype(np.uint8)
     values = np.asarray(_pixels(source, max(MAX_MPX, size_hw[0] * size_hw[1] / 1e6)))
@@ -112,8 +121,11 @@ class Intake:
     size: tuple[int, int]  # height, width of the network's input
     white: int | None = None  # the 16-bit level that counts as 1.0; None: fitted on 8-bit pictures
     max_mpx: float = MAX_MPX
+    resize: int | None = None  # the shorter side becomes so long and the middle `size` is seen; None: squashed
 
     def __post_init__(self) -> None:
+        if self.resize is not None and not self.resize >= max(self.size):
+            raise UsageError(f"resize is {self.resize!r}; give pixels, no fewer than the size {self.size}, or None")
         if len(self.size) != 2 or not all(isinstance(side, int) and side > 0 for side in self.size):
             raise UsageError(f"size is {self.size!r}; give two positive integers, height and width")
         if self.white is not None and self.white not in WHITES:
@@ -122,7 +134,13 @@ class Intake:
             raise UsageError(f"max_mpx is {self.max_mpx!r}; give a positive number of megapixels")
 
     @classmethod
-    def fit(cls, sources: Iterable[Source], size: tuple[int, int], max_mpx: float = MAX_MPX) -> Intake:
+    def fit(
+        cls,
+        sources: Iterable[Source],
+        size: tuple[int, int],
+        max_mpx: float = MAX_MPX,
+        resize: int | None = None,
+    ) -> Intake:
         """Finds the depth and the white level in one pass; of 8-bit pictures only the headers are read."""
         first: dict[int, str] = {}
         peak = 0
@@ -133,7 +151,32 @@ class Intake:
                 raise DataError(f"{first[16]} has 16 bits a channel and {first[8]} has 8: {ONE_DEPTH}")
             if bits == 16:
                 peak = max(peak, int(decode(source, max_mpx).max()))
-        return cls((size[0], size[1]), white_level(peak) if 16 in first else None, max_mpx)
+        return cls((size[0], size[1]), white_level(peak) if 16 in first else None, max_mpx, resize)
+
+    def place(self, image: Image.Image, filter: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
+        """The picture, or its mask, as large as the network's input: squashed, or resized and cut to the middle."""
+        if self.resize is None:
+            return _resize(image, self.size, filter)
+        whole, (top, left) = self._scaled(image.height, image.width)
+        return _resize(image, whole, filter).crop((left, top, left + self.size[1], top + self.size[0]))
+
+    def seen(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom of what the network sees of a picture (height, width), in its own pixels."""
+        if self.resize is None:
+            return 0, 0, size[1], size[0]
+        whole, corner = self._scaled(*size)
+        ends = zip(size, whole, corner, self.size, strict=True)
+        (top, bottom), (left, right) = (
+            (round(first * own / scaled), round((first + length) * own / scaled)) for own, scaled, first, length in ends
+        )
+        return left, top, right, bottom
+
+    def _scaled(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Height and width before the crop, and its corner (top, left); rounding is torchvision's."""
+        assert self.resize is not None
+        short = min(height, width)
+        whole = (int(self.resize * height / short), int(self.resize * width / short))
+        return whole, (round((whole[0] - self.size[0]) / 2), round((whole[1] - self.size[1]) / 2))
 
     def __call__(self, source: Source) -> tuple[np.ndarray, tuple[int, int]]:
         """(3, height, width) float32 in [0, 1], C-contiguous, and the picture's own (height, width)."""
@@ -145,7 +188,7 @@ class Intake:
                 f"{label(source)} has 8 bits a channel, this model was fitted on 16-bit pictures: {ONE_DEPTH}"
             )
         image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
-        resized = np.asarray(_resize(image, self.size))
+        resized = np.asarray(self.place(image))
         out = np.empty((3, *self.size), np.float32)
         np.divide(resized if resized.ndim == 2 else resized.transpose(2, 0, 1), np.float32(255), out=out)
         return out, (image.height, image.width)
@@ -164,7 +207,7 @@ class Intake:
         planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         out = np.empty((3, *self.size), np.float32)
         for channel, plane in enumerate(planes):
-            out[channel] = np.asarray(_resize(Image.fromarray(plane.astype(np.float32)), self.size))
+            out[channel] = np.asarray(self.place(Image.fromarray(plane.astype(np.float32))))
         out[len(planes) :] = out[0]
         out /= np.float32(self.white)
         return np.minimum(out, 1, out=out)  # the filter's weights may sum to a hair above 1
@@ -175,10 +218,11 @@ class Intake:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Intake:
         known = {field.name for field in fields(cls)}
+        values = {"resize": None, **values}  # bundles of before it was there
         if set(values) != known:
             raise UsageError(f"the intake has the fields {sorted(values)}; known are {sorted(known)}")
         height, width = values["size"]
-        return cls((height, width), values["white"], values["max_mpx"])
+        return cls((height, width), values["white"], values["max_mpx"], values["resize"])
 
 
 ONE_DEPTH = "their scales differ, so use one depth throughout, in fitting and at the line"
@@ -191,9 +235,9 @@ def label(source: Source) -> str:
     return f"picture of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _resize(image: Image.Image, size: tuple[int, int], filter: Image.Resampling) -> Image.Image:
     height, width = size
-    return image if image.size == (width, height) else image.resize((width, height), Image.Resampling.BILINEAR)
+    return image if image.size == (width, height) else image.resize((width, height), filter)
 
 
 def _pixels(source: Source, max_mpx: float) -> Image.Image | np.ndarray:

@@ -4,17 +4,15 @@ A folder is read in the MVTec layout when it has `train/` or `test/`:
 
     train/good/  test/good/  test/<kind>/  ground_truth/<kind>/<stem>_mask.<any>
 
-as a data set of research where it has the layout of one (dagm.py, btad.py, mvtec2.py, ksdd.py, ksdd2.py), else as one
-folder of good pictures, nested folders included. A list is a .csv with a header, or a .jsonl, of: path (relative to the
-list), split, kind (or label), mask, part. A `parts.csv` (path, part) in the folder says which pictures show one part;
-without it every picture is a part of its own, or of what the data set says.
+as a data set of research where it has the layout of one (visa.py, dagm.py, btad.py, mvtec2.py, loco.py, ksdd.py,
+ksdd2.py), else as one folder of good pictures, nested folders included. A list is a .csv with a header, or a .jsonl,
+of: path (relative to the list), split, kind (or label), mask, part. A `parts.csv` (path, part) in the folder says which
+pictures show one part; without it every picture is a part of its own, or of what the data set says.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -24,21 +22,37 @@ from pathlib import Path
 import numpy as np
 
 from flawmap.errors import DataError, UsageError
-from flawmap.images import btad, dagm, ksdd, ksdd2, mvtec2
-from flawmap.images.decode import MAX_MPX, SUFFIXES, decode, label, read_mask
-from flawmap.images.published import CLUTTER
+from flawmap.images import btad, dagm, ksdd, ksdd2, loco, mvtec2, visa
+from flawmap.images.decode import MAX_MPX, SUFFIXES, decode, each_mask, label, read_mask
+from flawmap.images.published import CLUTTER, rows
 from flawmap.types import GOOD, Sample
 
 PUBLISHED = (
+    (visa.is_object, visa.of_object),
     (dagm.is_class, dagm.samples),
     (btad.is_category, btad.samples),
     (mvtec2.is_category, mvtec2.samples),
+    (loco.is_category, loco.samples),
     (ksdd.is_category, ksdd.samples),
     (ksdd2.is_category, ksdd2.samples),
 )
 COLUMNS = ("path", "split", "kind", "label", "mask", "part")
 LAYOUT = ("train", "test", "ground_truth")
-NOT_GOOD = {*LAYOUT, "anomalous", "anomaly", "bad", "defect", "defective", "defects", "mask", "masks", "ng", "nok"}
+MASK_ENDS = ("_mask", "_label", "_GT")  # of the name of a mask that lies beside its picture
+NOT_GOOD = {
+    *LAYOUT,
+    "anomalous",
+    "anomaly",
+    "bad",
+    "defect",
+    "defective",
+    "defects",
+    "ko",
+    "mask",
+    "masks",
+    "ng",
+    "nok",
+}
 LOOKED_FOR = (
     "looked for train/good and test/<kind> (MVTec layout), or pictures ("
     + " ".join(sorted(SUFFIXES))
@@ -79,14 +93,14 @@ def find(source: Origin, *, part_pattern: str | None = None, kind: str | None = 
 
 
 def strays(root: Path | str, samples: Iterable[Sample]) -> list[str]:
-    """Names of the files under `root` that are neither a sample nor its mask: left out, told by the audit."""
+    """Names of the files under `root` that are neither a sample nor of its mask: left out, told by the audit."""
     root = Path(root)
-    paths = (path for sample in samples for path in (sample.source, sample.mask))
+    paths = (path for sample in samples for path in (sample.source, *each_mask(sample.mask)))
     used = {os.path.realpath(path) for path in paths if isinstance(path, Path)}
     return [
         path.relative_to(root).as_posix()
         for path in _walk(root)
-        if os.path.realpath(path) not in used and path != root / "parts.csv"
+        if os.path.realpath(path) not in used and path not in (root / "parts.csv", root / loco.CONFIG)
     ]
 
 
@@ -195,13 +209,37 @@ def _folder(root: Path, kind: str | None) -> list[Sample]:
     return _read_parts(root, samples)
 
 
+def _categories(root: Path, folders: list[str], levels: int = 2) -> list[str]:
+    """Folders inside, up to two levels down, that are a category of a data set each."""
+    found = []
+    for name in folders:
+        here = root / name
+        inner = sorted(path.name for path in here.iterdir() if path.is_dir() and not path.name.startswith("."))
+        if (here / "train/good").is_dir() or any(is_one(here, inner) for is_one, _ in PUBLISHED):
+            found.append(name)
+        elif levels > 1:
+            found += [f"{name}/{each}" for each in _categories(here, inner, levels - 1)]
+    return found
+
+
 def _refuse_mixed(root: Path, folders: list[str], names: list[str]) -> None:
     """One folder is taken as good throughout, so a name that says otherwise is an error."""
+    if inside := _categories(root, [name for name in folders if not name.startswith(".")]):
+        listed = ", ".join(inside[:5]) + (f" and {len(inside) - 5} more" if len(inside) > 5 else "")
+        raise DataError(f"{root}: is a data set, of {listed}; give one of them, such as {root / inside[0]}")
     for name in names:
         if wrong := next((folder for folder in name.split("/")[:-1] if folder.lower() in NOT_GOOD), None):
             raise DataError(
                 f"{root}: would be taken as good pictures only, but {name} lies in a folder {wrong!r}; give the folder "
                 "that holds train/ and test/, or the folder of the good pictures alone"
+            )
+    stems = {Path(name).stem for name in names}
+    for name in names:
+        stem = Path(name).stem
+        if any(stem.endswith(end) and stem.removesuffix(end) in stems for end in MASK_ENDS):
+            raise DataError(
+                f"{root}: would be taken as good pictures only, but {name} is called like the mask of a picture; give "
+                "the folder above where this is part of a data set, or rename it"
             )
     others = [name for name in names if not name.startswith("good/")]
     if "good" in folders and others:
@@ -245,19 +283,6 @@ def _masks(root: Path) -> dict[str, Path]:
 def _refuse_alias(kind: str, where: str) -> None:
     if kind != GOOD and kind.lower() in (GOOD, "ok", "normal"):
         raise DataError(f"{where} would count as a defect; rename it to {GOOD!r}")
-
-
-def rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
-    """(line, row) of a .csv or .jsonl."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            if path.suffix.lower() == ".csv":
-                reader = csv.DictReader(file, strict=True)
-                yield from ((reader.line_num, row) for row in reader)
-            else:
-                yield from ((line, json.loads(text)) for line, text in enumerate(file, 1) if text.strip())
-    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: cannot be read as UTF-8 {path.suffix[1:]} ({error})") from error
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str, str]]]:

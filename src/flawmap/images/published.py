@@ -1,8 +1,10 @@
-"""What readers of published data sets share: the pictures of a folder by their stem, masks to pictures, empty masks."""
+"""What readers of data sets share: rows of a list, pictures by their stem, masks to pictures, empty masks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from flawmap.errors import DataError
@@ -51,3 +53,16 @@ def match(stems: Iterable[str], masks: Mapping[str, Path], folder: Path, masks_i
 def marked(mask: Path) -> bool:
     """Whether any pixel of a mask is not black, which is how these data sets call a picture defective."""
     return bool(decode(mask).any())
+
+
+def rows(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """(line, row) of a .csv or .jsonl."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            if path.suffix.lower() == ".csv":
+                reader = csv.DictReader(file, strict=True)
+                yield from ((reader.line_num, row) for row in reader)
+            else:
+                yield from ((line, json.loads(text)) for line, text in enumerate(file, 1) if text.strip())
+    except (OSError, UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: cannot be read as UTF-8 {path.suffix[1:]} ({error})") from error

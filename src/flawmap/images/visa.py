@@ -12,11 +12,11 @@ segmentation, ECCV 2022, https://arxiv.org/abs/2207.14315. CC BY 4.0.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from flawmap.errors import DataError
-from flawmap.images.folder import rows
+from flawmap.images.published import rows
 from flawmap.types import GOOD, Sample
 
 SPLIT_FILES = ("split_csv/1cls.csv", "1cls.csv")
@@ -31,6 +31,17 @@ def objects(root: Path) -> tuple[str, ...]:
         return ()
     listed = {row["object"] for _, row in _rows(path)}
     return tuple(sorted(name for name in listed if (root / name / "Data").is_dir()))
+
+
+def is_object(root: Path, folders: Iterable[str]) -> bool:
+    """Whether a folder, which holds `folders`, is an object."""
+    return "Data" in folders and any((root / "Data/Images" / kind).is_dir() for kind in ("Normal", "Anomaly"))
+
+
+def of_object(root: Path) -> list[Sample]:
+    """The samples of an object by its own folder: the split file lies above it. Errors are those of `samples`."""
+    root = root.resolve() if root.name in ("", "..") else root
+    return samples(root.parent, root.name)
 
 
 def samples(root: Path, name: str) -> list[Sample]:

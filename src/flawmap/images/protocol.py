@@ -1,0 +1,93 @@
+"""How pictures and masks come to one size before they are compared. Papers differ in it, and their numbers with them:
+every table says its protocol.
+
+plain           pictures squashed to the network's size; maps brought to the picture's own size, masks as they are
+patchcore-crop  256 px, of which the middle 224 are seen, and compared at 224; masks nearest, as in PaDiM and SPADE
+simplenet-crop  329 px, of which the middle 288 are seen, and compared at 288; masks by area
+
+The originals of the last two cut a bilinear mask to integers, which wears it away; that is not repeated. A crop can cut
+a defect off: such pictures keep their kind, and are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from flawmap.errors import UsageError
+from flawmap.images.decode import Intake
+
+MASKS = {"nearest": "nearest neighbour", "area": "a pixel is a defect where more than half of it is"}
+PLACES = ("picture", "network")
+
+
+@dataclass(frozen=True)
+class Protocol:
+    name: str = "plain"
+    size: int | None = None  # pixels of the network's input; None: the method's own
+    resize: int | None = None  # pixels of the shorter side before the middle is taken; None: squashed, no crop
+    mask: str = "nearest"  # how a mask becomes smaller: one of MASKS
+    at: str = "picture"  # maps and masks are compared at the picture's own size, or the network's
+
+    def __post_init__(self) -> None:
+        if self.mask not in MASKS or self.at not in PLACES:
+            raise UsageError(
+                f"protocol {self.name}: mask is one of {', '.join(MASKS)}, at one of {', '.join(PLACES)}; "
+                f"given are {self.mask!r} and {self.at!r}"
+            )
+        if self.resize is not None and (self.size is None or self.resize < self.size):
+            raise UsageError(f"protocol {self.name}: resize {self.resize} wants a size that is not larger")
+
+    @property
+    def sentence(self) -> str:
+        """For below a table."""
+        size = "the network's size" if self.size is None else f"{self.size} px"
+        seen = f"Pictures squashed to {size}, no crop; "
+        if self.resize is not None:
+            seen = f"Pictures brought to {self.resize} px (shorter side), the middle {size} seen; "
+        if self.at == "picture":
+            return f"Protocol {self.name}. {seen}maps brought to the picture's own size, masks as given."
+        return f"Protocol {self.name}. {seen}compared at the network's size, masks brought to it ({MASKS[self.mask]})."
+
+    def options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A method's options under it. UsageError: they name another size."""
+        if self.size is None:
+            return dict(options)
+        if int(options.get("size", self.size)) != self.size:
+            raise UsageError(f"protocol {self.name} is for {self.size} px, the options say {options['size']}")
+        return {**options, "size": self.size}
+
+    def reduced(self, mask: np.ndarray, intake: Intake) -> np.ndarray:
+        """(H, W) bool of the picture's size at the size that the network saw."""
+        image = Image.fromarray(mask.astype(np.float32))
+        if self.mask == "nearest":
+            return np.asarray(intake.place(image, Image.Resampling.NEAREST)) > 0.5
+        return np.asarray(intake.place(image, Image.Resampling.BOX)) > 0.5
+
+
+PRESETS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol(),
+        Protocol("patchcore-crop", 224, 256, "nearest", "network"),
+        Protocol("simplenet-crop", 288, 329, "area", "network"),
+    )
+}
+
+
+def protocol(given: str | Mapping[str, Any] | Protocol) -> Protocol:
+    """By name, or from the table of a recipe. UsageError: unknown."""
+    if isinstance(given, Protocol):
+        return given
+    if isinstance(given, str):
+        if given not in PRESETS:
+            raise UsageError(f"unknown protocol {given!r}; there are: {', '.join(PRESETS)}")
+        return PRESETS[given]
+    known = {field.name for field in fields(Protocol)}
+    if wrong := set(given) - known:
+        raise UsageError(f"protocol: unknown {', '.join(sorted(wrong))}; known are {', '.join(sorted(known))}")
+    return Protocol(**{"name": "own", **given})
