@@ -40,7 +40,8 @@ from flawmap.images.folder import find
 from flawmap.images.split import split
 from flawmap.run.feed import draw
 from flawmap.types import Batch
-from flawmap.verdict.metrics import PixelMetrics, auroc
+from flawmap.verdict.metrics import auroc
+from flawmap.verdict.pixels import PixelMetrics
 
 FIT, HELD, DEFECTS = 60, 24, 2  # pictures that fit, that are held out, and defective versions of each of those
 STAGES = (1, 2, 3)

@@ -50,7 +50,8 @@ from flawmap.images.folder import find
 from flawmap.images.split import folds
 from flawmap.synthesis import PRESETS, Synthesis
 from flawmap.types import Batch, Sample
-from flawmap.verdict.metrics import PixelMetrics, auroc
+from flawmap.verdict.metrics import auroc
+from flawmap.verdict.pixels import PixelMetrics
 
 HERE = Path(__file__).resolve().parent
 ROOT = Path(os.environ.get("FLAWMAP_DATA") or HERE.parents[1] / "shared" / "data")

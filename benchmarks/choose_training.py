@@ -34,7 +34,8 @@ from flawmap.run.feed import Feed
 from flawmap.run.recipe import Log
 from flawmap.run.train import train
 from flawmap.types import GOOD, Sample
-from flawmap.verdict.metrics import PixelMetrics, auroc
+from flawmap.verdict.metrics import auroc
+from flawmap.verdict.pixels import PixelMetrics
 
 HERE = Path(__file__).resolve().parent
 ROOT = Path(os.environ.get("FLAWMAP_DATA") or HERE.parents[1] / "shared" / "data")

@@ -21,7 +21,8 @@ from flawmap.report.heatmap import anchored
 from flawmap.report.page import Gallery, Picture, Report, Scored, render, write
 from flawmap.types import Verdict
 from flawmap.verdict.calibration import Calibration
-from flawmap.verdict.metrics import PixelMetrics, summary
+from flawmap.verdict.metrics import summary
+from flawmap.verdict.pixels import PixelMetrics
 
 EVIL = "<script>alert('x')</script>\"><img src=http://evil.example/x.png>"
 CALIBRATION = Calibration.from_good(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flawmap.cli.words import add_verb, show
+from flawmap.errors import UsageError
 
 
 def reproduce(verbs: Any) -> None:
@@ -39,6 +40,58 @@ def _run_reproduce(args: argparse.Namespace) -> None:
     show(args, found)
     if not args.json:
         print(f"\n{Path(found['page']).read_text(encoding='utf-8')}")
+
+
+def benchmark(verbs: Any) -> None:
+    verb = add_verb(
+        verbs,
+        "benchmark",
+        _run_benchmark,
+        "methods x categories x seeds x shots, in tables that say their protocol; runs are kept and go on",
+    )
+    verb.add_argument("data", type=Path, nargs="?", help="the data set's folder; default: FLAWMAP_DATA")
+    verb.add_argument("--recipe", type=Path, metavar="TOML", help="a plan in a file, instead of flags")
+    verb.add_argument("--methods", nargs="+", metavar="NAME", help="as patchcore or, with a preset, pouta:small")
+    verb.add_argument("--categories", nargs="+", default=[], metavar="NAME", help="default: all of the data set")
+    verb.add_argument("--seeds", type=int, nargs="+", default=[0], help="default: 0")
+    verb.add_argument("--shots", type=int, nargs="+", default=[], metavar="K", help="good parts to fit on; 0: all")
+    verb.add_argument("--draws", type=int, default=1, metavar="N", help="so many draws of them; --draw fits one: 1")
+    verb.add_argument("--draw", type=int, metavar="I", help="this draw only")
+    verb.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="of the parts, for the threshold")
+    verb.add_argument("--protocol", default="plain", help="plain, patchcore-crop or simplenet-crop; default: plain")
+    verb.add_argument("--looks", type=int, default=0, metavar="N", help="at the test set in training: BEST ON TEST")
+    verb.add_argument("--out", type=Path, default=Path("benchmark"), metavar="DIR", help="default: benchmark")
+    verb.add_argument("--workers", type=int, default=1, metavar="N", help="processes at a time; default: 1")
+    verb.add_argument("--gpus", default="", metavar="IDS", help="as 0,1: worker k has the k-th of them, in turn")
+    verb.add_argument("--shard", default="1/1", metavar="I/N", help="run only the I-th of N shares of the runs")
+    verb.add_argument("--engine", default="local", help="local or ray (extra cluster); default: local")
+    verb.add_argument("--address", default="", help="of a Ray cluster; without it one is started here")
+    verb.add_argument("--gpu-share", type=float, default=0.0, metavar="X", help="of a GPU, a run on a Ray cluster")
+    verb.add_argument("--retry", action="store_true", help="run again what has failed")
+    verb.add_argument("--no-run", action="store_true", help="write the tables from what has been run")
+    verb.add_argument("--device", default="auto", help="auto, cpu or cuda")
+
+
+def _run_benchmark(args: argparse.Namespace) -> int:
+    from flawmap.run.benchmark import How, benchmark, plan_of, shard_of
+
+    data = args.data or os.environ.get("FLAWMAP_DATA")
+    if not data:
+        raise UsageError("name the data set's folder, or set FLAWMAP_DATA")
+    how = How(
+        workers=args.workers,
+        gpus=tuple(filter(None, args.gpus.split(","))),
+        shard=shard_of(args.shard),
+        engine=args.engine,
+        address=args.address,
+        gpu_share=args.gpu_share,
+        retry=args.retry,
+        train=not args.no_run,
+        device=args.device,
+    )
+    found = benchmark(plan_of(args.recipe, vars(args)), Path(data), args.out, how)
+    show(args, found)
+    return 1 if found["failed"] else 0
 
 
 def data(verbs: Any) -> None:

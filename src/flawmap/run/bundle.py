@@ -152,9 +152,11 @@ def card(config: Mapping[str, Any], calibration: Calibration | None, pictures: i
     """What the model is and promises, as Markdown."""
     promise = calibration.sentence if calibration else "Not calibrated: gives scores and maps, never a verdict."
     lines = [f"- {key}: {value}" for key, value in config["options"].items()]
+    resize, (high, wide) = config["intake"].get("resize"), config["intake"]["size"]
+    seen = "" if resize is None else f"Sees the middle {wide} x {high} px of {resize} (shorter side), nothing outside\n"
     return (
         f"# {config['title']} on {pictures} good pictures\n\n{promise}\n\n"
-        f"Method: {config['title']}, {config['paper']}\n"
+        f"Method: {config['title']}, {config['paper']}\n{seen}"
         + "".join(f"{what.capitalize()}: {weights}\n" for what, weights in given(config))
         + f"Pictures: SHA-256 {config['recipe']['data_sha256']} over names, parts and contents\n"
         f"Parity of torch and ONNX: scores within {config['parity']['worst_score']:.1e} of their scale\n\n"

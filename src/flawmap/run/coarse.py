@@ -22,7 +22,7 @@ from flawmap.run.progress import progress
 from flawmap.run.reproduce import TITLES, Pairs, Recipe, SamplesOf, Size, head
 from flawmap.run.table import Table
 from flawmap.types import Sample
-from flawmap.verdict.metrics import PixelMetrics
+from flawmap.verdict.pixels import PixelMetrics
 
 OFFSETS = (-16, -8, -4, -2, 0, 2, 4, 8, 16)  # pixels; below zero the masks are made smaller
 METRICS = ("p_auroc", "p_ap", "pro")

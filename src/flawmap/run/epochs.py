@@ -37,7 +37,8 @@ from flawmap.run.reproduce import TITLES, Pairs, Recipe, SamplesOf, Size, head
 from flawmap.run.table import Job, Table, made, portable
 from flawmap.run.train import train
 from flawmap.types import Sample
-from flawmap.verdict.metrics import PixelMetrics, auroc
+from flawmap.verdict.metrics import auroc
+from flawmap.verdict.pixels import PixelMetrics
 
 METRICS = ("i_auroc", "p_auroc", "pro", "p_ap")
 EPOCHS, META_EPOCHS, BATCH = 4, 40, 8  # epochs of a meta-epoch, and how many of these, as in the paper; pictures a step

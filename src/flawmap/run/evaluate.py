@@ -14,12 +14,17 @@ import numpy as np
 from flawmap.errors import CalibrationError, DataError
 from flawmap.images import folder as _folder
 from flawmap.images.decode import read_mask
+from flawmap.images.loco import regions
+from flawmap.images.protocol import Protocol
+from flawmap.images.protocol import protocol as chosen
 from flawmap.run.model import Model
 from flawmap.run.progress import progress
 from flawmap.run.recipe import digest, write_csv, write_json
 from flawmap.types import Sample, Verdict
+from flawmap.verdict.bootstrap import bootstrap
 from flawmap.verdict.calibration import Calibration
-from flawmap.verdict.metrics import PixelMetrics, auroc, average_precision, summary
+from flawmap.verdict.metrics import auroc, average_precision, fpr_at_no_escape, summary
+from flawmap.verdict.pixels import PixelMetrics
 
 
 @dataclass(frozen=True)
@@ -49,16 +54,18 @@ def evaluate(
     part_pattern: str | None = None,
     skip_bad: bool = False,
     name: str = "",
+    protocol: str | Protocol = "plain",
 ) -> Evaluated:
     """Judges all pictures of `test` (or all, where there is no train and test), and writes scores, metrics, report.
 
-    `name` is what the report calls the pictures, where `source` is no path.
+    `name` is what the report calls the pictures, where `source` is no path. `protocol` says at what size maps and masks
+    are compared; how pictures come to the network's size is the bundle's.
     """
     samples = _folder.find(source, part_pattern=part_pattern, kind=None)
     tested = [s for s in samples if s.split == "test"] or samples
     tested, left_out = _folder.check(tested, skip_bad=skip_bad)
     begun = time.monotonic()
-    pixels, scored = PixelMetrics(), []
+    pixels, scored = Pixels(model, chosen(protocol)), []
     with progress("inspecting", len(tested)) as tick:
         for number, sample in enumerate(tested):
             scored.append(_score(model, sample, pixels))
@@ -66,6 +73,7 @@ def evaluate(
     seconds = time.monotonic() - begun
     notes = [f"left out: {name}: {reason}" for name, reason in left_out]
     scored = _judged(model, scored, notes)
+    notes += pixels.notes()
     metrics = {**_image_metrics(scored), **pixels.result(), "seconds_per_picture": seconds / len(tested)}
     title = name or (Path(source).name if isinstance(source, (str, Path)) else "pictures")
     evaluated = Evaluated(title, scored, metrics, notes)
@@ -141,14 +149,62 @@ def calibrate(
     return Model(model.bundle.replace(files))
 
 
-def _score(model: Model, sample: Sample, pixels: PixelMetrics | None) -> Scored:
-    score, map = model.predict(sample.source)
+class Pixels:
+    """Maps and masks under one protocol, on their way into the metrics; counts what a crop takes from the masks."""
+
+    def __init__(self, model: Model, protocol: Protocol) -> None:
+        self.model, self.protocol, self.metrics = model, protocol, PixelMetrics()
+        self.lost: list[str] = []
+        self.cut: list[str] = []
+
+    def add(self, sample: Sample, map: np.ndarray, whole: np.ndarray) -> None:
+        """A map as the network gives it, and the same over the whole picture."""
+        size = whole.shape
+        mask = read_mask(sample.mask, size, sample.name) if sample.mask is not None else None
+        if mask is not None and mask.any():
+            left, top, right, bottom = self.model.intake.seen(size)
+            seen = self._placed(mask).any() and mask[top:bottom, left:right].any()
+            if not seen:
+                self.lost.append(sample.name)
+            elif mask.sum() != mask[top:bottom, left:right].sum():
+                self.cut.append(sample.name)
+        map = whole if self.protocol.at == "picture" else map
+        given = [self._region(*region) for region in regions(sample)]
+        seen = [(region, saturation) for region, saturation in given if region.any()]
+        placed = None if mask is None else self._placed(mask)
+        if seen and placed is not None:
+            placed = np.logical_or.reduce([region for region, _ in seen])
+        self.metrics.add(map, placed, good=sample.good, regions=seen)
+
+    def _placed(self, mask: np.ndarray) -> np.ndarray:
+        return mask if self.protocol.at == "picture" else self.protocol.reduced(mask, self.model.intake)
+
+    def _region(self, mask: np.ndarray, saturation: float) -> tuple[np.ndarray, float]:
+        """Its saturation is so many pixels of a picture; where the region shrinks, so do they."""
+        placed = self._placed(mask)
+        return placed, saturation * placed.sum() / mask.sum()
+
+    def notes(self) -> list[str]:
+        found = []
+        if self.lost:
+            found.append(f"{len(self.lost)} defective pictures lost their whole defect to the protocol: {self.lost[0]}")
+        if self.cut:
+            found.append(f"{len(self.cut)} defective pictures lost a part of it to the crop: {self.cut[0]}")
+        return found
+
+    def result(self) -> dict[str, Any]:
+        words = {"protocol": self.protocol.sentence, "lost_defects": len(self.lost), "cut_defects": len(self.cut)}
+        return {**self.metrics.result(), **words}
+
+
+def _score(model: Model, sample: Sample, pixels: Pixels | None) -> Scored:
+    score, map, size = model.look(sample.source)
     if not np.isfinite(score) or not np.isfinite(map).all():
         raise CalibrationError(f"{sample.name}: the score or the map is not a number, so no verdict can be given")
+    whole = model.over(map, size)
     if pixels is not None and sample.kind is not None:
-        mask = read_mask(sample.mask, map.shape, sample.name) if sample.mask is not None else None
-        pixels.add(map, mask, good=sample.good)
-    return Scored(sample, score, float(map.max()))
+        pixels.add(sample, map, whole)
+    return Scored(sample, score, float(whole.max()))
 
 
 def _judged(model: Model, scored: list[Scored], notes: list[str]) -> list[Scored]:
@@ -186,6 +242,9 @@ def _image_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
     by_part = summary([p.score for p in parts], [p.sample.kind for p in parts])
     found = {**by_part, "part_auroc": by_part["i_auroc"], "pictures": len(scored), "parts": len(parts)}
     found |= {"i_auroc": auroc(scores, defect), "i_ap": average_precision(scores, defect)}
+    bounds = bootstrap(scores, defect, [e.sample.part for e in known])
+    found |= dict(zip(("i_auroc_low", "i_auroc_high"), bounds or (None, None), strict=True))
+    found["fpr_at_no_escape_oracle"] = fpr_at_no_escape([p.score for p in parts], [not p.sample.good for p in parts])
     if judged:
         counts = summary(
             [p.score for p in judged], [p.sample.kind for p in judged], [p.verdict or Verdict.NOK for p in judged]

@@ -22,6 +22,8 @@ from flawmap.detectors.base import Detector, SynthesisDetector
 from flawmap.errors import DataError, UsageError
 from flawmap.images import folder as _folder
 from flawmap.images.decode import Intake
+from flawmap.images.protocol import Protocol
+from flawmap.images.protocol import protocol as chosen
 from flawmap.images.split import folds as _folds
 from flawmap.images.split import shots as _shots
 from flawmap.run import export, parallel
@@ -34,6 +36,7 @@ from flawmap.run.progress import progress, say
 from flawmap.run.recipe import Log, Recipe, digest, environment, peak_mb, run_folder, write_csv, write_data, write_json
 from flawmap.run.roles import CALIBRATION, roles
 from flawmap.run.train import train
+from flawmap.run.watch import Watch
 from flawmap.types import Prediction, Sample
 from flawmap.verdict.calibration import Calibration
 
@@ -57,20 +60,22 @@ def fit(
     device: str = "auto",
     resume: bool | str | Path = False,
     name: str = "",
+    protocol: str | Protocol = "plain",
+    watch: Watch | None = None,
 ) -> Model:
     """A calibrated model from good pictures: a folder, a list (.csv, .jsonl), files or arrays.
 
     Of a data set with train and test, only the good pictures of train are used; with `shots` only so many of their
-    parts, the draw `draw` of many. `held_out` is the share of the parts that calibrate: with 0 all are fitted, and
-    there is no verdict. `resume` goes on with the newest unfinished run of the same recipe, or with the run folder it
-    names. The run's folder is `model.run`. `name` is what the pictures are called where `source` is no path.
+    parts, the draw `draw` of many. `held_out` is the share of the parts that calibrate: with 0 there is no verdict.
+    `resume` goes on with the newest unfinished run of the same recipe, or with the run folder it names; it is
+    `model.run`. `name` is what the pictures are called where `source` is no path; `protocol` says how they come to the
+    network's size (images/protocol.py); `watch` looks on while it trains.
     """
     if not 0 <= held_out < 1 or folds < 2:
         raise UsageError("held_out is a share from 0 to below 1, folds are at least 2")
-    detector = create(method, {"seed": seed, **(options or {})})
+    detector = create(method, {"seed": seed, **chosen(protocol).options(options or {})})
     parallel.check(detector, isinstance(detector, SynthesisDetector))
-    for kind in (synthesis_of, generic_of):  # their folders are read before there is a run
-        kind(detector)
+    _ = synthesis_of(detector), generic_of(detector)  # their folders are read before there is a run
     samples, left_out = _pictures(source, part_pattern, shots, draw, skip_bad)
     recipe = Recipe(
         data=name or (str(source) if isinstance(source, (str, Path)) else "pictures"),
@@ -83,10 +88,11 @@ def fit(
         folds=folds,
         shots=shots,
         draw=draw if shots is not None else None,
+        resize=chosen(protocol).resize,
         false_alarm=false_alarm,
         device=device_named(device),
     )
-    return _together(Fitting(recipe, detector, samples, left_out), Path(out), resume)
+    return _together(Fitting(recipe, detector, samples, left_out, watch), Path(out), resume)
 
 
 def _together(fitting: Fitting, out: Path, resume: bool | str | Path) -> Model:
@@ -140,14 +146,16 @@ class Fitting:
         detector: Detector,
         samples: Sequence[Sample],
         left_out: Sequence[tuple[str, str]],
+        watch: Watch | None = None,
     ) -> None:
+        self.watch = watch
         self.recipe, self.device = recipe, parallel.own_device(recipe.device)
         self.detector = detector.to(self.device)
         self.samples, self.left_out = samples, left_out
         self.hashes = [_folder.sha256(sample) for sample in samples]
         self.roles = roles(samples, recipe, detector)
         size = detector.config.size
-        self.intake = Intake.fit((s.source for s in samples), (size, size))
+        self.intake = Intake.fit((s.source for s in samples), (size, size), resize=recipe.resize)
         self.calibrated: list[Calibrated] = []
 
     def go(self, run: Path) -> Model:
@@ -213,9 +221,7 @@ class Fitting:
                 detector.begin(self.feed.one_pass(rows))
         if detector.steps:
             self._train(detector, rows, checkpoint, self.log)
-        if detector.needs_end:
-            with torch.no_grad():
-                detector.end(self.feed.one_pass(self.roles.scaling))
+        self._end(detector)
         temporary = result.with_suffix(".new")
         save_file({key: value.contiguous() for key, value in detector.state_dict().items()}, temporary)
         temporary.replace(result)
@@ -223,14 +229,29 @@ class Fitting:
     def _train(self, detector: Detector, rows: Sequence[int], checkpoint: Path, log: Log | None) -> None:
         steps, array, seed = detector.steps, np.array(rows), self.recipe.seed
         with progress("training", steps) as tick:
+
+            def step(done: int, loss: float) -> None:
+                tick(done, loss)
+                if self.watch is not None and detector is self.detector and self.watch.due(done, steps):
+                    self._end(detector)
+                    self.watch.look(detector, done, self.intake, self.device)
+                    detector.train()
+
             train(
                 detector,
                 lambda start: self.feed.steps(array, detector.batch_size, seed, start, steps),
                 seed=seed,
                 checkpoint=checkpoint,
                 log=log,
-                tick=tick,
+                tick=step,
             )
+
+    def _end(self, detector: Detector) -> None:
+        import torch
+
+        if detector.needs_end:
+            with torch.no_grad():
+                detector.end(self.feed.one_pass(self.roles.scaling))
 
     def _calibrate(self) -> Calibration | None:
         if self.roles.crossed:

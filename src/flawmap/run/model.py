@@ -85,9 +85,24 @@ class Model:
 
     def predict(self, picture: Source) -> tuple[float, np.ndarray]:
         """Score, and the map in the size of the picture as given: (H, W) float32."""
+        score, map, size = self.look(picture)
+        return score, self.over(map, size)
+
+    def look(self, picture: Source) -> tuple[float, np.ndarray, tuple[int, int]]:
+        """Score, the map as the network gives it, (h, w) float32, and the picture's own height and width."""
         image, size = self.intake(picture)
         map_BHW, score_B = self.engine(image[None])
-        return float(score_B[0]), enlarge(map_BHW[0], size)
+        return float(score_B[0]), map_BHW[0], size
+
+    def over(self, map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """The network's map over the whole picture. What a crop cut off was not seen: it has the map's least value."""
+        left, top, right, bottom = self.intake.seen(size)
+        seen = enlarge(map, (bottom - top, right - left))
+        if seen.shape == size:
+            return seen
+        whole = np.full(size, map.min(), np.float32)
+        whole[top:bottom, left:right] = seen
+        return whole
 
     def save(self, path: str | Path) -> Path:
         """Writes the bundle, whole or not at all."""

@@ -35,6 +35,7 @@ class Recipe:
     folds: int = 5  # of cross-fitting
     shots: int | None = None  # so many good parts only, of the draw `draw`
     draw: int | None = None
+    resize: int | None = None  # pixels of the shorter side before the middle is taken; None: squashed
     false_alarm: float | None = None  # None: max(1 %, 1 / (parts + 1))
     device: str = "cpu"
 

@@ -12,7 +12,7 @@ from flawmap.images.decode import decode, read_mask
 from flawmap.report.heatmap import Scale, anchored
 from flawmap.report.page import Gallery, Picture, Report, Scored, write
 from flawmap.run.bundle import given
-from flawmap.run.model import Model, enlarge
+from flawmap.run.model import Model
 from flawmap.types import GOOD, Sample, Verdict
 
 if TYPE_CHECKING:
@@ -152,13 +152,15 @@ def _good(model: Model, entry: Any, maps: Mapping[str, np.ndarray]) -> Picture:
     nok = model.calibration and entry.score > model.calibration.threshold
     verdict = None if model.calibration is None else Verdict.NOK if nok else Verdict.OK
     image = decode(s.source)
-    return Picture(s.name, s.part, GOOD, entry.score, verdict, image, maps[s.name].astype(np.float32))
+    return Picture(
+        s.name, s.part, GOOD, entry.score, verdict, image, model.over(maps[s.name].astype(np.float32), image.shape[:2])
+    )
 
 
 def _tested(model: Model, entry: Any) -> Picture:
     s: Sample = entry.sample
     image = decode(s.source)
-    map = enlarge(model.engine(model.intake(s.source)[0][None]).map[0], image.shape[:2])
+    map = model.predict(s.source)[1]
     mask = None if s.mask is None else read_mask(s.mask, image.shape[:2])
     return Picture(s.name, s.part, s.kind, entry.score, entry.verdict, image, map, mask)
 

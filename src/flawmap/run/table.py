@@ -15,7 +15,7 @@ import platform
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,13 +23,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flawmap.errors import DataError, FlawmapError, UsageError
+from flawmap.images.protocol import protocol
 from flawmap.run.claim import claimed
 from flawmap.run.model import Model, load
 from flawmap.run.progress import say
-from flawmap.run.recipe import Log, digest
+from flawmap.run.recipe import Log, digest, peak_mb
 from flawmap.types import Sample
 
-METRICS = ("i_auroc", "part_auroc", "p_auroc", "p_ap", "pro", "false_alarms", "escapes", "seconds_per_picture", "why")
+METRICS = ("i_auroc", "part_auroc", "i_auroc_low", "i_auroc_high", "f1_max_oracle", "fpr_at_no_escape_oracle")
+METRICS += ("p_auroc", "p_ap", "pro", "spro", "aupimo", "p_f1_max_oracle", "iou_max_oracle", "why")
+METRICS += ("false_alarms", "escapes", "lost_defects", "cut_defects", "seconds_per_picture")
 CURVE = 20  # points of a loss curve
 FILES = ("weights", "teacher")  # options that name a file of this machine
 KEEP_S = 60  # a model that took longer to fit is kept, for figures that may want it
@@ -44,15 +47,21 @@ class Job:
     shots: int | None = None
     draw: int = 0
     held_out: float = 0.0  # of the good parts, for calibration; 0 as in the papers: none
+    protocol: str | Mapping[str, Any] = "plain"
+    looks: int = 0  # at the test set while it trains (run/watch.py)
 
     @property
     def key(self) -> str:
         values = asdict(self) | {"options": portable(self.options)}
+        for name, usual in (("protocol", "plain"), ("looks", 0)):  # rows of before these were there keep their key
+            if values[name] == usual:
+                del values[name]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def __str__(self) -> str:
         words = [self.method, self.data, *(f"{key} {value}" for key, value in portable(self.options).items())]
         words += [f"{self.shots} shots, draw {self.draw}"] if self.shots else []
+        words += [protocol(self.protocol).name] if self.protocol != "plain" else []
         return ", ".join([*words, f"seed {self.seed}"])
 
 
@@ -68,20 +77,37 @@ class Score(NamedTuple):
 class Table:
     """`root` holds table.jsonl, models, scores, and the runs that are not finished.
 
-    `wanted` are the keys of the jobs that may be run now, on `device`, by a page that runs its own.
+    `wanted` are the keys of the jobs that may be run now, on `device`, by a page that runs its own. A `part` writes a
+    file of its own, table-PART.jsonl, for machines that share a folder whose appends may mix; all files are read.
     """
 
-    def __init__(self, root: Path, wanted: Iterable[str] = (), device: str = "auto") -> None:
+    def __init__(self, root: Path, wanted: Iterable[str] = (), device: str = "auto", part: str = "") -> None:
         root.mkdir(parents=True, exist_ok=True)
-        self.root, self.path = root, root / "table.jsonl"
+        self.root, self.path, self.part = root, root / (f"table-{part}.jsonl" if part else "table.jsonl"), part
         self.wanted, self.device = frozenset(wanted), device
 
     def rows(self) -> dict[str, dict[str, Any]]:
         """By the job's key; of two rows the later one. Those of other defaults than today's do not count."""
-        if not self.path.exists():
-            return {}
-        found = (_parsed(line) for line in self.path.read_text().splitlines())
-        return {row["key"]: row for row in found if row and _as_today(row)}
+        return {row["key"]: row for row in self._lines() if "failed" not in row and _as_today(row)}
+
+    def failed(self) -> dict[str, dict[str, Any]]:
+        """Runs that failed and have not been done since, with the reason."""
+        done = self.rows()
+        return {row["key"]: row for row in self._lines() if "failed" in row and row["key"] not in done}
+
+    def take(self, job: Job, row: Mapping[str, Any], scores: str) -> None:
+        """A row that was made elsewhere, with its scores.csv."""
+        path = self._scores(job)
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(scores, encoding="utf-8", errors="surrogateescape")
+        self._add(row)
+
+    def fail(self, job: Job, reason: str) -> None:
+        self._add({"key": job.key, **asdict(job), "options": portable(job.options), "failed": reason, **made()})
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        for path in sorted(self.root.glob("table*.jsonl")):
+            yield from filter(None, map(_parsed, path.read_text().splitlines()))
 
     def model(self, job: Job) -> Path | None:
         path = self.root / "models" / f"{job.key}.flaw"
@@ -155,7 +181,8 @@ class Table:
         """The scores alone, by the model that was kept."""
         from flawmap.run.evaluate import evaluate
 
-        evaluate(load(self.root / "models" / f"{job.key}.flaw"), samples, self._evaluation(job), name=job.data)
+        model, rules = load(self.root / "models" / f"{job.key}.flaw"), protocol(job.protocol)
+        evaluate(model, samples, self._evaluation(job), name=job.data, protocol=rules)
         self._keep_scores(job)
         shutil.rmtree(self.root / "runs" / job.key)
 
@@ -195,10 +222,11 @@ def run(job: Job, samples: Sequence[Sample], root: Path, device: str) -> tuple[d
     from flawmap.run.roles import CROSSED, FIT
 
     out, begun = root / "runs" / job.key, time.monotonic()
-    model = _finished(job, out) or _fit(job, samples, out, device)
+    watch = _watch(job, samples, out)
+    model = _finished(job, out) or _fit(job, samples, out, device, watch)
     assert model.run is not None
     fitted = time.monotonic() - begun
-    found = evaluate(model, samples, out / "evaluation", name=job.data)
+    found = evaluate(model, samples, out / "evaluation", name=job.data, protocol=protocol(job.protocol))
     entries = Log(model.run / "train.jsonl").entries()
     data = [json.loads(line) for line in (model.run / "data.jsonl").read_text().splitlines()]
     row = {
@@ -214,15 +242,24 @@ def run(job: Job, samples: Sequence[Sample], root: Path, device: str) -> tuple[d
         "steps": sum(entry["event"] == "step" for entry in entries),
         "fit_s": round(sum(entry.get("seconds", 0) for entry in entries if entry["event"] == "done"), 1),
         "evaluate_s": round(time.monotonic() - begun - fitted, 1),
+        "peak_mb": peak_mb(),  # of this process: of this run, where a run has a process of its own
+        "bundle_mb": round((model.run / "bundle.flaw").stat().st_size / 2**20, 1),
         "config": portable(model.bundle.config["options"]),
         "weights_sha256": model.bundle.config.get("backbone_sha256") or model.bundle.config.get("teacher_sha256"),
+        **dict(zip(("best_on_test", "best_on_test_step"), watch.best() if watch else (None, None), strict=True)),
         **_calibrated(model),
         **made(),
     }
     return row, model.run / "bundle.flaw"
 
 
-def _fit(job: Job, samples: Sequence[Sample], out: Path, device: str) -> Model:
+def _watch(job: Job, samples: Sequence[Sample], out: Path) -> Any:
+    from flawmap.run.watch import Watch
+
+    return Watch(samples, job.looks, out) if job.looks else None
+
+
+def _fit(job: Job, samples: Sequence[Sample], out: Path, device: str, watch: Any) -> Model:
     from flawmap.run.fit import fit
 
     return fit(
@@ -237,6 +274,8 @@ def _fit(job: Job, samples: Sequence[Sample], out: Path, device: str) -> Model:
         device=device,
         resume=True,
         name=job.data,
+        protocol=protocol(job.protocol),
+        watch=watch,
     )
 
 
@@ -274,7 +313,8 @@ def _as_today(row: Mapping[str, Any]) -> bool:
     from flawmap.detectors import detector_class
 
     try:
-        today = asdict(detector_class(row["method"]).configure({"seed": row["seed"], **row["options"]}))
+        options = protocol(row.get("protocol", "plain")).options(row["options"])
+        today = asdict(detector_class(row["method"]).configure({"seed": row["seed"], **options}))
     except UsageError:  # a method or an option that is no more
         return False
     from flawmap.run.weights import embedded_sha256

@@ -43,3 +43,41 @@ def precision(neg: np.ndarray, hit: np.ndarray, mixed: np.ndarray) -> tuple[floa
     worst = pos - fp * (digamma(tp + fp + 1) - digamma(tp - pos + fp + 1))
     error = max(np.sum((best - value)[mixed]), np.sum((value - worst)[mixed]), 0.0)
     return float(np.sum(value) / tp[-1]), float(error / tp[-1])
+
+
+def best_f1(neg: np.ndarray, hit: np.ndarray, mixed: np.ndarray) -> tuple[float, float]:
+    """Largest F1 over all thresholds, and by how much a threshold inside a mixed bin could exceed it."""
+    tp, fp = np.cumsum(hit, dtype=float), np.cumsum(neg, dtype=float)
+    value = float(np.max(2 * tp / (tp + fp + tp[-1])))
+    best = 2 * tp / (tp + fp - neg + tp[-1])  # all defects of the bin, none of its good ones
+    return value, max(float(np.max(best[mixed], initial=0.0)) - value, 0.0)
+
+
+def credit(neg: np.ndarray, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """What a hit in each bin adds to the area over log(false-positive rate) from `low` to `high`, divided by its width.
+
+    That is the share of the band, on its logarithmic axis, at which the hit is found. Returns it and how far the best
+    and the worst order inside the bin are from it at most. Inside a bin the curve is a straight line over the rate
+    itself, which credits ties as a random order would.
+    """
+    x = np.concatenate([[0.0], np.cumsum(neg, dtype=float)])
+    x = x / x[-1]
+    last = int(np.searchsorted(x, high))  # bins from here on begin at or beyond the band and add nothing
+    value, off = np.zeros(len(neg)), np.zeros(len(neg))
+    start, end = x[:last], x[1 : last + 1]
+    u, v = np.clip(start, low, high), np.clip(end, low, high)
+    width = np.log(high / low)
+    best, worst = np.log(high / u) / width, np.log(high / v) / width
+    inside = (v - u) - start * np.log(v / u)  # integral of (x - start) dx / x over the bin's part of the band
+    value[:last] = best
+    np.divide(inside, (end - start) * width, out=value[:last], where=end > start)
+    value[:last] += np.where(end > start, worst, 0.0)
+    off[:last] = np.maximum(best - value[:last], value[:last] - worst)
+    return value, off
+
+
+def log_area(neg: np.ndarray, hit: np.ndarray, mixed: np.ndarray, low: float, high: float) -> tuple[float, float]:
+    """Area under (log of the false-positive rate, hit rate) from `low` to `high`, divided by its width; its error."""
+    value, off = credit(neg, low, high)
+    total = float(np.sum(hit))
+    return float(np.sum(hit * value)) / total, float(np.sum((hit * off)[mixed])) / total
