@@ -33,6 +33,7 @@ VERBS = [
     "inspect",
     "export",
     "report",
+    "benchmark",
     "reproduce",
     "data",
     "doctor",

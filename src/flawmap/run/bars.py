@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from flawmap.report.charts import bars
-from flawmap.run.pages import NOT_RUN, absent, done, figure, notes, printed, protocol, training
+from flawmap.run.pages import NOT_RUN, absent, conditions, done, figure, notes, printed, training
 from flawmap.run.reproduce import TITLES, Pairs, Recipe, Row, Rows, SamplesOf, Size, head
 from flawmap.run.table import Table
 
@@ -37,7 +37,7 @@ def page(recipe: Recipe, size: Size, pairs: Pairs, table: Table, samples_of: Sam
         yield ""
     yield from ((recipe.says, "") if recipe.says else ())
     yield from notes(recipe, pairs, rows)
-    yield from ("", *protocol(recipe, [rows[job.key] for _, job in pairs if job.key in rows]))
+    yield from ("", *conditions(recipe, [rows[job.key] for _, job in pairs if job.key in rows]))
 
 
 def _table(recipe: Recipe, pairs: Pairs, rows: Rows, categories: Sequence[str]) -> Iterator[str]:

@@ -7,6 +7,8 @@ a row is not run again, so a benchmark may be stopped at any point.
 from __future__ import annotations
 
 import itertools
+import os
+import tempfile
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -21,7 +23,7 @@ from flawmap.images.protocol import protocol
 from flawmap.run.progress import say
 from flawmap.run.recipe import digest
 from flawmap.run.reproduce import Row
-from flawmap.run.table import Job, Table
+from flawmap.run.table import Job, Table, run
 
 METRICS = ("i_auroc", "part_auroc", "p_auroc", "p_ap", "pro", "spro", "aupimo")
 
@@ -213,14 +215,14 @@ def _run(jobs: Sequence[Job], table: Table, data: Path, how: How) -> None:
     fill(waiting, table, data, how.workers, how.gpus, how.device)
 
 
-def remote(data: str, device: str, job: Job) -> tuple[dict[str, Any], str]:
-    """On a node of a cluster, which sees the pictures at the same path: the row, and the scores as CSV."""
-    import tempfile
-
-    from flawmap.run.table import run
-
+def remote(data: str, device: str, job: Job) -> tuple[dict[str, Any], str] | str:
+    """On a node of a cluster, which sees the pictures at the same path: the row, and the scores as CSV; or why not."""
+    os.environ.setdefault("FLAWMAP_THREADS", os.environ.get("OMP_NUM_THREADS", "0"))  # Ray's share of the node
     with tempfile.TemporaryDirectory() as folder:
-        row, _ = run(job, dataset(Path(data)).samples(job.data), Path(folder), device)
+        try:
+            row, _ = run(job, dataset(Path(data)).samples(job.data), Path(folder), device)
+        except FlawmapError as error:  # it would come again on every node
+            return reason(error)
         scores = Path(folder) / "runs" / job.key / "evaluation" / "scores.csv"
         return row, scores.read_text(encoding="utf-8", errors="surrogateescape")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flawmap.report.charts import Line, Panel, lines
-from flawmap.run.pages import NOT_RUN, absent, figure, notes, protocol
+from flawmap.run.pages import NOT_RUN, absent, conditions, figure, notes
 from flawmap.run.reproduce import TITLES, Pairs, Recipe, Row, Rows, SamplesOf, Size, head
 from flawmap.run.table import Table
 
@@ -31,7 +31,7 @@ def page(recipe: Recipe, size: Size, pairs: Pairs, table: Table, samples_of: Sam
         yield from _pictures(size, pairs, rows, category)
     yield from ((recipe.says, "") if recipe.says else ())
     yield from notes(recipe, pairs, rows)
-    yield from ("", *protocol(recipe, [rows[job.key] for _, job in pairs if job.key in rows]))
+    yield from ("", *conditions(recipe, [rows[job.key] for _, job in pairs if job.key in rows]))
 
 
 def _panel(recipe: Recipe, size: Size, pairs: Pairs, rows: Rows, category: str, metric: str, parts: int) -> Panel:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from flawmap.images.protocol import protocol
 from flawmap.run.reproduce import TITLES, Pairs, Recipe, Row, Rows, SamplesOf, Size, head
 from flawmap.run.table import Table, falling, made, portable
 from flawmap.run.weights import lacking
@@ -44,7 +45,7 @@ def table(recipe: Recipe, size: Size, pairs: Pairs, runs: Table, samples_of: Sam
         yield f"| {' | '.join(cells)} |"
     yield ""
     yield from notes(recipe, pairs, rows)
-    yield from ("", *protocol(recipe, [row for row in rows.values() if row["key"] in {job.key for _, job in pairs}]))
+    yield from ("", *conditions(recipe, [row for row in rows.values() if row["key"] in {job.key for _, job in pairs}]))
 
 
 def shots(recipe: Recipe, size: Size, pairs: Pairs, runs: Table, samples_of: SamplesOf, out: Path) -> Iterator[str]:
@@ -70,7 +71,7 @@ def shots(recipe: Recipe, size: Size, pairs: Pairs, runs: Table, samples_of: Sam
     yield ""
     yield from notes(recipe, pairs, rows)
     mine = [rows[job.key] for _, job in pairs if job.key in rows]
-    yield from ("", *protocol(recipe, mine), "", "Support pictures, by part, the same for every method:", "")
+    yield from ("", *conditions(recipe, mine), "", "Support pictures, by part, the same for every method:", "")
     for row in {(r["data"], r["shots"], r["draw"]): r for r in mine}.values():
         yield f"- {row['data']}, k = {row['shots']}, draw {row['draw']}: {', '.join(row['support'])}"
 
@@ -136,13 +137,14 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
-def protocol(recipe: Recipe, mine: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def conditions(recipe: Recipe, mine: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     said = mine or [made()]
     places = [", ".join(sorted({str(row[key]) for row in said})) for key in ("date", "commit", "machine")]
+    rules = " ".join(sorted({protocol(row.get("protocol", "plain")).sentence for row in said}))
     yield (
-        f"Dates {places[0]}; commits {places[1]}; {places[2]}. Pictures squashed to the network's size, no crop; maps "
-        "brought to the picture's own size, masks as given, labels from the folder; last step of training; the test "
-        "pictures judged once a row. Mean ± standard deviation over what the second or third column counts. *It still "
-        "fell by*: the mean loss of the fourth fifth of the steps against the third, before the learning rate falls; "
-        f"above {FALLS:.0%} the run has not converged, unless less than {NOTHING:.0%} of the first loss is left."
+        f"Dates {places[0]}; commits {places[1]}; {places[2]}. {rules} Labels from the folder; last step of training; "
+        "the test pictures judged once a row. Mean ± standard deviation over what the second or third column counts. "
+        "*It still fell by*: the mean loss of the fourth fifth of the steps against the third, before the learning "
+        f"rate falls; above {FALLS:.0%} the run has not converged, unless less than {NOTHING:.0%} of the first loss is "
+        "left."
     )

@@ -70,6 +70,7 @@ class Size:
     draws: int = 1
     held_out: float = 0.0  # of the good parts, for a calibrated threshold
     options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method, for all rows
+    protocols: Mapping[str, str] = field(default_factory=dict)  # by method; else plain
     limits: Mapping[str, Any] = field(default_factory=dict)  # by method: on these categories alone, or a `Limit`
     figure: Mapping[str, Any] = field(default_factory=dict)  # what the figure takes
 
@@ -116,6 +117,7 @@ class Recipe:
                                 continue
                             options = _options(row, size, textures, weights)
                             job = Job(row.method, category, options, seed, shots or None, draw, size.held_out)
+                            job = replace(job, protocol=size.protocols.get(row.method, "plain"))
                             if size.wants(job):
                                 # All parts are one draw: another seed tells more.
                                 yield row, job if job.shots else replace(job, seed=seed + draw, draw=0)

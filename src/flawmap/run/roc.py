@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flawmap.report.charts import Line, Panel, lines
-from flawmap.run.pages import NOT_RUN, absent, notes, protocol
+from flawmap.run.pages import NOT_RUN, absent, conditions, notes
 from flawmap.run.reproduce import Pairs, Recipe, Row, SamplesOf, Size, head
 from flawmap.run.table import Job, Score, Table
 from flawmap.types import GOOD
@@ -225,4 +225,4 @@ def _below(recipe: Recipe, pairs: Pairs, table: Table) -> Iterator[str]:
     )
     yield from ((recipe.says, "") if recipe.says else ())
     yield from notes(recipe, pairs, rows)
-    yield from ("", *protocol(recipe, [rows[job.key] for _, job in pairs if job.key in rows]))
+    yield from ("", *conditions(recipe, [rows[job.key] for _, job in pairs if job.key in rows]))
