@@ -31,7 +31,7 @@ def pictures(seed, levels=None, side=12):
     return found
 
 
-def measure(found, kind=Wide, **options):
+def measure(found, kind: type[PixelMetrics] = Wide, **options):
     metrics = kind(**options)
     for map, mask in found:
         metrics.add(map, mask, good=not mask.any())

@@ -26,8 +26,10 @@ def measure(maps, masks, **options):
 
 def slow_pro(maps, masks, limit=0.3):
     """MVTec's published rule, one threshold after the other."""
-    components = [map[label(mask, connectivity=2) == i] for map, mask in zip(maps, masks, strict=True) for i in
-                  range(1, label(mask, connectivity=2).max() + 1)]  # fmt: skip
+    components = []
+    for map, mask in zip(maps, masks, strict=True):
+        labels = np.asarray(label(mask, connectivity=2))
+        components += [map[labels == i] for i in range(1, labels.max() + 1)]
     good = np.concatenate([map[~mask] for map, mask in zip(maps, masks, strict=True)])
     fpr, pro = [0.0], [0.0]
     for threshold in sorted({float(v) for map in maps for v in map.flat}, reverse=True):

@@ -27,7 +27,7 @@ def at(*places, width=12):
     return mask
 
 
-def measure(pictures, kind=Wide, **options):
+def measure(pictures, kind: type[PixelMetrics] = Wide, **options):
     """Pictures are (map, regions)."""
     metrics = kind(**options)
     for map, regions in pictures:
@@ -42,15 +42,12 @@ def slow_spro(pictures, limit):
     x, y = [0.0], [0.0]
     for threshold in sorted({float(v) for map, _ in pictures for v in map.flat}, reverse=True):
         x.append(float(np.mean(good >= threshold)))
-        y.append(
-            np.mean(
-                [
-                    min(np.sum(map[region] >= threshold) / min(enough, region.sum()), 1)
-                    for map, regions in pictures
-                    for region, enough in regions
-                ]
-            )
-        )
+        found = [
+            min(np.sum(map[region] >= threshold) / min(enough, region.sum()), 1)
+            for map, regions in pictures
+            for region, enough in regions
+        ]
+        y.append(float(np.mean(found)))
     area = 0.0
     for x0, x1, y0, y1 in zip(x, x[1:], y, y[1:], strict=False):
         end = min(x1, limit)
