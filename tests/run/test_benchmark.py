@@ -188,13 +188,8 @@ def test_runs_that_break_are_rows_with_their_reason_and_the_rest_goes_on(world: 
     """One run ends well, one raises, and nothing is repeated."""
     root = tmp_path / "data"
     shutil.copytree(world, root / "parts" / "square")
-    plan = Plan(
-        (
-            Row("good", "patchcore", QUICK),
-            Row("bad", "padim", {"size": 64, "weights": str(tmp_path / "none.safetensors")}),
-        ),
-        held_out=0.0,
-    )
+    bad = Row("bad", "padim", {"size": 64, "weights": str(tmp_path / "none.safetensors")})
+    plan = Plan((Row("good", "patchcore", QUICK), bad), held_out=0.0)
     out = tmp_path / "out"
     found = benchmark(plan, root, out)
     assert (found["runs"], found["done"], found["failed"]) == (2, 1, 1)

@@ -114,8 +114,8 @@ def _decades(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 of every decade, or the decades alone where there are many."""
-    steps = (1, 2, 5) if high - low < 2.5 else (1,)
+    """Round values of every decade, the fewer the more decades there are."""
+    steps = (1, 1.5, 2, 3, 5, 7) if high - low < 1 else (1, 2, 5) if high - low < 2.5 else (1,)
     found = [step * 10.0**decade for decade in range(math.floor(low), math.ceil(high) + 1) for step in steps]
     return [tick for tick in found if low <= math.log10(tick) <= high]
 

@@ -74,8 +74,9 @@ def caption(facts: Facts) -> str:
     words[-1] += (
         f"{plan.held_out:.0%} of the good parts held out for the threshold." if plan.held_out else "No threshold."
     )
-    for metric, names in plan.leave_out.items():
-        words.append(f"Not in the means of {TITLES[metric]}: {', '.join(names)}.")
+    for names in dict.fromkeys(map(tuple, plan.leave_out.values())):
+        of = " and ".join(TITLES[m] for m, left_out in plan.leave_out.items() if tuple(left_out) == names)
+        words.append(f"Not in the means of {of}: {', '.join(names)}.")
     if lost := sum(row.get("lost_defects") or 0 for row in said):
         words.append(f"{lost} defective pictures (over all runs) lost their whole defect to the protocol.")
     return " ".join([*words, f"Dates {places[0]}; commits {places[1]}; {places[2]}."])
