@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flawmap.cli.words import about_data, add_verb, show
+from flawmap.errors import UsageError
 
 
 def demo(verbs: Any) -> None:
@@ -44,6 +45,7 @@ def fit(verbs: Any) -> None:
     verb.add_argument("--folds", type=int, default=5, help="of cross-fitting, when parts are few: 5")
     verb.add_argument("--shots", type=int, metavar="K", help="fit on so many good parts only")
     verb.add_argument("--draw", type=int, default=0, help="which draw of them: 0")
+    verb.add_argument("--protocol", default="plain", help="plain, patchcore-crop or simplenet-crop; default: plain")
     verb.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where runs go; default: runs")
     verb.add_argument("--device", default="auto", help="auto, cpu or cuda")
     verb.add_argument("--resume", action="store_true", help="go on with the newest stopped run of the same recipe")
@@ -71,6 +73,7 @@ def _run_fit(args: argparse.Namespace) -> None:
         skip_bad=args.skip_bad,
         device=args.device,
         resume=args.resume_run or args.resume,
+        protocol=args.protocol,
     )
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes that train together, the first one speaks
@@ -106,6 +109,7 @@ def evaluate(verbs: Any) -> None:
     verb.add_argument("bundle", type=Path)
     verb.add_argument("data", help="as for fit; of a data set with train and test, test is judged")
     verb.add_argument("--out", type=Path, metavar="DIR", help="default: evaluation beside the bundle")
+    verb.add_argument("--protocol", default="plain", help="at what size maps and masks are compared; default: plain")
     about_data(verb)
 
 
@@ -115,7 +119,8 @@ def _run_evaluate(args: argparse.Namespace) -> None:
 
     model = load(args.bundle)
     out = args.out or args.bundle.resolve().parent / "evaluation"
-    found = evaluate(model, args.data, out, part_pattern=args.part_pattern, skip_bad=args.skip_bad)
+    how = {"part_pattern": args.part_pattern, "skip_bad": args.skip_bad, "protocol": args.protocol}
+    found = evaluate(model, args.data, out, **how)
     if args.json:
         print(
             json.dumps({**found.metrics, "notes": list(found.notes), "report": str(out / "report.html")}, default=str)
@@ -156,12 +161,20 @@ def inspect(verbs: Any) -> None:
     verb.add_argument("--maps", type=Path, metavar="DIR", help="write each map as .npy, float32")
     verb.add_argument("--part-pattern", metavar="REGEX", help="its first group in a picture's name is the part shown")
     verb.add_argument("--engine", default="onnx", help="onnx or torch; default: onnx")
+    verb.add_argument("--out", type=Path, metavar="DIR", help="Parquet tables instead of lines, by workers; resumed")
+    verb.add_argument("--workers", type=int, metavar="N", help="with --out: processes; default: one a core")
+    verb.add_argument("--save-maps", action="store_true", help="with --out: keep each map, float16, network's size")
+    verb.add_argument("--ray", metavar="ADDRESS", help="with --out: on a Ray cluster; local: one started for this run")
 
 
 def _run_inspect(args: argparse.Namespace) -> int:
+    if args.out is not None:
+        return _run_inspect_bulk(args)
     from flawmap.run.inspect import inspect
     from flawmap.run.model import load
 
+    if alone := [word for word in ("workers", "save_maps", "ray") if getattr(args, word)]:
+        raise UsageError(f"--{alone[0].replace('_', '-')} goes with --out")
     return inspect(
         load(args.bundle, args.engine),
         args.pictures,
@@ -170,6 +183,25 @@ def _run_inspect(args: argparse.Namespace) -> int:
         maps=args.maps,
         as_json=args.json,
     )
+
+
+def _run_inspect_bulk(args: argparse.Namespace) -> int:
+    from flawmap.run.bulk import inspect_bulk
+
+    if args.overlay or args.maps:
+        raise UsageError("--overlay and --maps write a file a picture; with --out, --save-maps keeps the maps")
+    found, code = inspect_bulk(
+        args.bundle,
+        args.pictures,
+        args.out,
+        workers=args.workers,
+        engine=args.engine,
+        part_pattern=args.part_pattern,
+        maps=args.save_maps,
+        ray=args.ray,
+    )
+    show(args, found)
+    return code
 
 
 def export(verbs: Any) -> None:
