@@ -42,7 +42,7 @@ class Plan:
     held_out: float = 0.2  # of the good parts, for the threshold
     looks: int = 0  # at the test set while a network trains, for the columns BEST ON TEST
     protocol: str | Mapping[str, Any] = "plain"
-    limits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by method's name: categories, seeds
+    limits: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # by name: categories, seeds, held_out
     leave_out: Mapping[str, Sequence[str]] = field(default_factory=dict)  # metric -> categories kept out of its means
     notes: tuple[str, ...] = ()  # below the tables
 
@@ -72,7 +72,8 @@ class Plan:
         found = {}
         for draw, seed, category, shots, row in every:
             # All parts are one draw.
-            job = Job(row.method, category, row.options, seed, shots or None, draw if shots else 0, self.held_out)
+            held_out = self.limits.get(row.name, {}).get("held_out", self.held_out)
+            job = Job(row.method, category, row.options, seed, shots or None, draw if shots else 0, held_out)
             if self._wants(row, job):
                 found[row.name, job.key] = row, replace(job, protocol=self.protocol, looks=self.looks)
         return sorted(found.values(), key=lambda pair: pair[0].name in self.limits)
