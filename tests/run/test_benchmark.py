@@ -14,7 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from flawmap.errors import DataError, UsageError
 from flawmap.run import isolate
@@ -97,6 +99,18 @@ def test_a_plan_becomes_every_run_once_slow_methods_last():
         ({"limits": {"fast": {}}}, "no method is called 'fast'"),
         ({"draws": 0}, "draws is at least 1"),
         ({"held_out": 1.0}, "held_out"),
+        ({"seeds": 3}, "seeds is 3; give a list"),
+        ({"seeds": ("0",)}, "seeds is '0'; give a whole number"),
+        ({"seeds": (0.5,)}, "give a whole number"),
+        ({"held_out": "0.2"}, "give a whole number or a number"),
+        ({"notes": "hello"}, "give a list"),
+        ({"limits": {"patchcore": {"seed": [0]}}}, "no 'seed'"),
+        ({"limits": {"patchcore": {"categories": "one"}}}, "give a list"),
+        ({"leave_out": {"p_ap": "one"}}, "give a list"),
+        ({"protocol": 5}, "a name"),
+        ({"protocol": {"name": "plain", "size": 64}}, "the name of other rules"),
+        ({"protocol": {"size": "64"}}, "whole numbers"),
+        ({"methods": (Row("a", "padim"), Row("b", "padim"))}, "the same run"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_before_anything_runs(values: dict[str, object], words: str):
@@ -156,7 +170,33 @@ def test_rates_of_verdicts_are_of_parts_and_say_where_the_threshold_came_from(fa
     text = "\n".join(markdown(facts))
     # False alarms: 3 of 12 in either seed. Escapes: none of 12, then 3 of 12.
     expected = f"25.0% ± 0.0% | 12.5% ± {statistics.stdev([0, 0.25]):.1%} | 80.0% in the worst run"
-    assert f"| patchcore | {expected} | good parts held out of fitting |" in text
+    over = "3 categories, 12 good and 12 defective parts, 2 times"
+    assert f"| patchcore | {expected} | {over} | good parts held out of fitting |" in text
+
+
+def test_rates_are_pooled_only_over_seeds_that_have_all_categories(facts: Facts):
+    """A seed that lacks a category would show another mixture of parts, not another seed."""
+    lacking = next(job.key for row, job in facts.pairs if row.name == "patchcore" and job.seed == 1)
+    fewer = Facts(facts.plan, facts.pairs, {k: r for k, r in facts.rows.items() if k != lacking}, facts.failed)
+    line = next(line for line in "\n".join(markdown(fewer)).splitlines() if "defective parts" in line)
+    assert line.startswith("| patchcore | 25.0% | 0.0% |")
+    assert "12 defective parts, 1 times" in line
+
+
+def test_a_figure_that_some_runs_lack_is_marked_and_never_best(facts: Facts):
+    lacking = next(job.key for row, job in facts.pairs if row.name == "patchcore" and job.data == "b/three")
+    rows = {k: {**r, "i_auroc": None} if k == lacking else r for k, r in facts.rows.items()}
+    text = "\n".join(markdown(Facts(facts.plan, facts.pairs, rows, facts.failed)))
+    assert "| b/three | 0.950 (1 of 2) | 0.900 ± 0.000 | — |" in text
+    assert "(of the runs so far) | 0.900 | — |" in text
+
+
+def test_figures_that_print_alike_are_alike():
+    plan = Plan((named("patchcore"), named("padim"), named("simplenet")))
+    values = {"patchcore": 0.9004999, "padim": 0.8995001, "simplenet": 0.8994}
+    found = {(name, "a/one", 0): {"i_auroc": value} for name, value in values.items()}
+    text = "\n".join(markdown(_facts(plan, found, {})))
+    assert "| a/one | **0.900** | **0.900** | 0.899 |" in text
 
 
 def test_latex_escapes_what_it_must(facts: Facts):
@@ -206,7 +246,15 @@ def test_runs_that_break_are_rows_with_their_reason_and_the_rest_goes_on(world: 
     with pytest.raises(DataError, match="none is called 'round'"):
         benchmark(Plan(plan.methods, categories=("round",)), root, out)
 
-    # Other pictures under the same name do not go into the same table.
+    # Neither other masks nor other pictures under the same name go into the same table.
+    mask = next((root / "parts" / "square" / "ground_truth" / "square").glob("*.png"))
+    before = mask.read_bytes()
+    Image.fromarray(np.eye(64, dtype=np.uint8) * 255).save(mask)
+    with pytest.raises(DataError, match="other labels or masks"):
+        benchmark(plan, root, out, How(train=False))
+    mask.write_bytes(before)
+    with pytest.raises(DataError, match="no category is called 'squere'"):
+        benchmark(Plan(plan.methods, leave_out={"p_ap": ("squere",)}), root, out, How(train=False))
     (root / "parts" / "square" / "train" / "good" / "000.png").unlink()
     with pytest.raises(DataError, match="other pictures"):
         benchmark(plan, root, out, How(train=False))
@@ -224,6 +272,13 @@ def test_a_process_that_is_killed_becomes_a_row(tmp_path: Path, monkeypatch: pyt
     isolate.fill([job], table, tmp_path, 1, (), "cpu")
     assert "signal 9" in table.failed()[job.key]["failed"]
     assert table.rows() == {}
+
+    # Another command on the same folder does not do it again; asked again, it gets its new reason.
+    before = table.failures()
+    table.fail(job, "by another command")
+    assert isolate._over(job, table, before)
+    isolate.fill([job], table, tmp_path, 1, (), "cpu")
+    assert (table.failures()[job.key], "signal 9" in table.failed()[job.key]["failed"]) == (3, True)
 
 
 def test_a_run_in_other_hands_is_waited_for(tmp_path: Path, world: Path, monkeypatch: pytest.MonkeyPatch):
@@ -278,3 +333,45 @@ def test_a_ray_cluster_gives_the_rows_of_this_machine(world: Path, tmp_path: Pat
     assert {row["failed"] for row in there.failed().values()} == {row["failed"] for row in here.failed().values()}
     job = plan.jobs(["parts/square"])[0][1]
     assert [s.name for s in there.scores(job) or []] == [s.name for s in here.scores(job) or []]
+
+
+def test_weights_of_a_file_are_a_run_of_their_own_and_end(world: Path, tmp_path: Path):
+    """A row counts for the file that it was made with, and for no other, nor for the embedded weights."""
+    from safetensors.torch import save_file
+
+    from flawmap.features.backbone import EMBEDDED, Backbone
+
+    root = tmp_path / "data"
+    shutil.copytree(world, root / "parts" / "square")
+    state = Backbone(EMBEDDED, (1, 2, 3), 64).state_dict()
+    file = tmp_path / "mine.safetensors"
+    save_file({name.removeprefix("net."): 1.01 * value.contiguous() for name, value in state.items()}, file)
+    job = Job("patchcore", "parts/square", {**QUICK, "weights": str(file)})
+    table = Table(tmp_path / "out")
+    words = [str(table.root), "", str(root), "cpu", json.dumps(vars(job))]
+    assert isolate.main(words) == 0
+    assert table.done(job)
+    assert not table.done(Job("patchcore", "parts/square", QUICK))
+
+
+def test_what_a_stopped_run_left_counts_for_the_same_pictures_only(tmp_path: Path, world: Path):
+    from flawmap.images.folder import find
+    from flawmap.run.table import _begin
+
+    job, samples = Job("patchcore", "square", QUICK), find(world)
+    out = tmp_path / "runs"
+    _begin(out, job, samples)
+    (out / "looks.json").write_text("{}")
+    _begin(out, job, samples)
+    assert (out / "looks.json").exists()
+    _begin(out, job, samples[1:])
+    assert not (out / "looks.json").exists()
+
+
+def test_a_category_without_test_pictures_is_no_result(tmp_path: Path, world: Path):
+    from flawmap.images.folder import find
+    from flawmap.run.table import run
+
+    samples = [s for s in find(world) if s.split == "train"]
+    with pytest.raises(DataError, match="no test pictures"):
+        run(Job("patchcore", "square", QUICK), samples, tmp_path, "cpu")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flawmap.errors import UsageError
 from flawmap.images.protocol import Protocol
-from flawmap.run.evaluate import evaluate
+from flawmap.run.evaluate import Pixels, evaluate
 from flawmap.run.fit import fit
 from flawmap.run.model import Model, load
 from flawmap.run.table import Job, Table
@@ -79,7 +80,25 @@ def test_a_defect_that_the_crop_cuts_off_is_counted_and_its_picture_stays_defect
 def test_at_the_pictures_own_size_the_masks_stay_whole(cropped: Model, edge: Path, tmp_path: Path):
     metrics = evaluate(cropped, edge, tmp_path).metrics
     assert (metrics["lost_defects"], metrics["defect_pixels"]) == (1, 3 * 64)
-    assert metrics["protocol"].startswith("Protocol plain")
+    assert metrics["protocol"].startswith("Protocol plain. Pictures brought to 80 px (shorter side), the middle 64 px")
+
+
+def test_a_protocol_that_is_not_the_models_is_refused(cropped: Model, edge: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match="224 px of 256, the model takes 64 px of 80"):
+        evaluate(cropped, edge, tmp_path, protocol="patchcore-crop")
+
+
+def test_a_saturation_shrinks_with_its_picture_and_not_with_what_a_crop_leaves(cropped: Model):
+    """320 px of a picture at the network's own scale, half of it cut off: 100 pixels are still asked for."""
+    mask = np.zeros((80, 80), bool)
+    mask[0:16, 8:28] = True
+    placed, saturation = Pixels(cropped, CROP)._region(mask, 100.0)
+    assert (placed.sum(), saturation) == (160, pytest.approx(100.0))
+    assert Pixels(cropped, CROP)._region(mask, 300.0)[1] == 160  # never more than there is
+    large = np.zeros((160, 160), bool)
+    large[40:80, 40:80] = True  # at half the scale: a quarter of the pixels
+    placed, saturation = Pixels(cropped, CROP)._region(large, 400.0)
+    assert (placed.sum(), saturation) == (400, pytest.approx(100.0))
 
 
 def test_a_job_with_a_protocol_is_another_job_and_counts_as_todays(edge: Path, tmp_path: Path):

@@ -131,10 +131,10 @@ def test_a_row_made_with_another_file_of_weights_is_made_anew(tmp_path: Path) ->
     table, job = Table(tmp_path), Job("patchcore", "square", {**options, "weights": str(file)})
     digest = hashlib.sha256(b"first").hexdigest()
     table._add(_row(Job("patchcore", "square", options), weights_sha256=digest) | {"config": {"size": 64}})
-    assert table._done(job, keep=False, scores=False)
+    assert table.done(job)
     file.write_bytes(b"other")
     weights._sha256.cache_clear()
-    assert not table._done(job, keep=False, scores=False)
+    assert not table.done(job)
 
 
 def test_what_is_held_out_does_not_count_as_fitted(world: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ a defect off: such pictures keep their kind, and are counted.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,9 @@ class Protocol:
     at: str = "picture"  # maps and masks are compared at the picture's own size, or the network's
 
     def __post_init__(self) -> None:
+        numbers = [side for side in (self.size, self.resize) if side is not None]
+        if not all(isinstance(side, int) and side > 0 for side in numbers) or not isinstance(self.name, str):
+            raise UsageError(f"protocol {self.name}: size and resize are whole numbers of pixels, a name is a text")
         if self.mask not in MASKS or self.at not in PLACES:
             raise UsageError(
                 f"protocol {self.name}: mask is one of {', '.join(MASKS)}, at one of {', '.join(PLACES)}; "
@@ -41,6 +44,17 @@ class Protocol:
             )
         if self.resize is not None and (self.size is None or self.resize < self.size):
             raise UsageError(f"protocol {self.name}: resize {self.resize} wants a size that is not larger")
+
+    def said(self, intake: Intake) -> str:
+        """Of a model that takes its pictures so. UsageError: this protocol is of another size or crop."""
+        other = self.size is not None and (self.size, self.size) != intake.size
+        if other or (self.resize is not None and self.resize != intake.resize):
+            raise UsageError(
+                f"protocol {self.name} is of {self.size} px{f' of {self.resize}' if self.resize else ''}, the model "
+                f"takes {intake.size[0]} px{f' of {intake.resize}' if intake.resize else ', no crop'}: fit it with the "
+                "same --protocol"
+            )
+        return replace(self, size=intake.size[0] if intake.resize else self.size, resize=intake.resize).sentence
 
     @property
     def sentence(self) -> str:
@@ -83,6 +97,8 @@ def protocol(given: str | Mapping[str, Any] | Protocol) -> Protocol:
     """By name, or from the table of a recipe. UsageError: unknown."""
     if isinstance(given, Protocol):
         return given
+    if not isinstance(given, str | Mapping):
+        raise UsageError(f"protocol is {given!r}; give a name ({', '.join(PRESETS)}) or a table")
     if isinstance(given, str):
         if given not in PRESETS:
             raise UsageError(f"unknown protocol {given!r}; there are: {', '.join(PRESETS)}")
@@ -90,4 +106,7 @@ def protocol(given: str | Mapping[str, Any] | Protocol) -> Protocol:
     known = {field.name for field in fields(Protocol)}
     if wrong := set(given) - known:
         raise UsageError(f"protocol: unknown {', '.join(sorted(wrong))}; known are {', '.join(sorted(known))}")
-    return Protocol(**{"name": "own", **given})
+    own = Protocol(**{"name": "own", **given})
+    if own != PRESETS.get(own.name, own):
+        raise UsageError(f"protocol: {own.name} is the name of other rules; give yours another name")
+    return own

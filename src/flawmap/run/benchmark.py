@@ -21,7 +21,6 @@ from flawmap.errors import DataError, FlawmapError, UsageError
 from flawmap.images.datasets import DataSet, dataset
 from flawmap.images.protocol import protocol
 from flawmap.run.progress import say
-from flawmap.run.recipe import digest
 from flawmap.run.reproduce import Row
 from flawmap.run.table import Job, Table, run
 
@@ -47,6 +46,12 @@ class Plan:
     notes: tuple[str, ...] = ()  # below the tables
 
     def __post_init__(self) -> None:
+        for name, of in LISTS.items():
+            _check(name, getattr(self, name), tuple)
+            for each in getattr(self, name):
+                _check(name, each, of)
+        for name, of in PLAIN.items():
+            _check(name, getattr(self, name), of)
         rules = protocol(self.protocol)
         if not self.methods:
             raise UsageError("a benchmark needs a method: --methods patchcore padim, or [[methods]] in the recipe")
@@ -55,15 +60,40 @@ class Plan:
             raise UsageError(f"two methods are called {twice.pop()}; give each a name of its own")
         for row in self.methods:
             detector_class(row.method).configure(rules.options(row.options))
+        keys = [
+            (replace(Job(row.method, "", row.options), protocol=self.protocol).key, row.name) for row in self.methods
+        ]
+        for key, name in keys:
+            if same := [other for of, other in keys if of == key and other != name]:
+                raise UsageError(
+                    f"{name} and {same[0]} are the same run for a run table, which knows files of weights by their "
+                    "content alone: give each a benchmark of its own --out"
+                )
         if unknown := set(self.limits) - set(names):
             raise UsageError(f"limits: no method is called {unknown.pop()!r}; there are {', '.join(names)}")
         if unknown := set(self.leave_out) - set(METRICS):
             raise UsageError(f"leave_out: no metric {unknown.pop()!r}; there are {', '.join(METRICS)}")
+        for name, limit in self.limits.items():
+            _check(f"limits of {name}", limit, Mapping)
+            if unknown := set(limit) - set(LIMITS):
+                raise UsageError(f"limits of {name}: no {unknown.pop()!r}; there are {', '.join(LIMITS)}")
+            for key, value in limit.items():
+                _check(f"limits of {name}: {key}", value, LIMITS[key])
+        for metric, left_out in self.leave_out.items():
+            _check(f"leave_out of {metric}", left_out, (list, tuple))
         least = min((0, self.draws - 1, self.draw or 0, self.looks, *self.seeds, *self.shots))
         if least < 0 or not 0 <= self.held_out < 1:
             raise UsageError(
                 "draws is at least 1; draw, looks, seeds and shots are at least 0; held_out is from 0 to below 1"
             )
+
+    def check(self, categories: Sequence[str]) -> None:
+        """DataError: limits or leave_out name a category that is not there."""
+        known = {name for each in categories for name in (each, each.rpartition("/")[2])}
+        named = {name: limit["categories"] for name, limit in self.limits.items() if "categories" in limit}
+        for what, names in [*named.items(), *self.leave_out.items()]:
+            if unknown := set(names) - known:
+                raise DataError(f"{what}: no category is called {unknown.pop()!r}; there are {', '.join(categories)}")
 
     def jobs(self, categories: Sequence[str]) -> list[tuple[Row, Job]]:
         """Seeds and draws outermost, so that a first row of every method is there early; limited methods last."""
@@ -86,6 +116,21 @@ class Plan:
         )
 
 
+LISTS: dict[str, Any] = {"categories": str, "seeds": int, "shots": int, "notes": str}
+PLAIN: dict[str, Any] = {"title": str, "draws": int, "draw": (int, type(None)), "held_out": (int, float), "looks": int}
+PLAIN |= {"limits": Mapping, "leave_out": Mapping}
+LIMITS: dict[str, Any] = {"categories": (list, tuple), "seeds": (list, tuple), "held_out": (int, float)}
+
+
+def _check(name: str, value: Any, of: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, of):
+        kinds = of if isinstance(of, tuple) else (of,)
+        raise UsageError(f"{name} is {value!r}; give {' or '.join(WORDS[kind] for kind in kinds if kind in WORDS)}")
+
+
+WORDS = {str: "a text", int: "a whole number", float: "a number", tuple: "a list", list: "a list", Mapping: "a table"}
+
+
 def read(path: Path) -> Plan:
     """A recipe's plan. UsageError: it says what cannot be."""
     try:
@@ -95,6 +140,7 @@ def read(path: Path) -> Plan:
     known = {each.name for each in fields(Plan)}
     if wrong := values.keys() - known:
         raise UsageError(f"{path}: unknown {', '.join(sorted(wrong))}; known are {', '.join(sorted(known))}")
+    _check("methods", values.get("methods", []), list)
     methods = tuple(_row(given, path) for given in values.pop("methods", []))
     return Plan(methods, **{name: _fixed(value) for name, value in values.items()})
 
@@ -132,7 +178,10 @@ def _row(given: Any, path: Path) -> Row:
         return named(given)
     if not isinstance(given, Mapping) or "method" not in given or given.keys() - {"name", "method", "options"}:
         raise UsageError(f"{path}: a method is a name such as 'pouta:small', or has method, and may have name, options")
-    return Row(given.get("name", given["method"]), given["method"], given.get("options", {}))
+    name, options = given.get("name", given["method"]), given.get("options", {})
+    _check("a method's name", name, str)
+    _check(f"options of {name}", options, Mapping)
+    return Row(" ".join(name.split()) or given["method"], given["method"], options)
 
 
 def named(word: str) -> Row:
@@ -172,9 +221,10 @@ def benchmark(plan: Plan, data: Path, out: Path, how: How = How()) -> dict[str, 
     categories = _categories(plan, pictures)
     this, of = how.shard
     table = Table(out, device=how.device, part=f"{this}-of-{of}" if of > 1 else "")
+    plan.check(categories)
     pairs = plan.jobs(categories)
     for category in categories:
-        table.check(category, digest(pictures.samples(category)))
+        table.check(category, pictures.samples(category))
     if how.train:
         mine = [job for place, (_, job) in enumerate(pairs) if place % of == this - 1]
         _run(mine, table, data, how)
@@ -192,12 +242,12 @@ def _categories(plan: Plan, pictures: DataSet) -> list[str]:
             there = ", ".join(pictures.categories)
             raise DataError(f"{pictures.root}: {'several are' if places else 'none is'} called {name!r}: {there}")
         found.append(places[0])
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _run(jobs: Sequence[Job], table: Table, data: Path, how: How) -> None:
     failed = {} if how.retry else table.failed()
-    waiting = [job for job in jobs if job.key not in table.rows() and job.key not in failed]
+    waiting = [job for job in jobs if not table.done(job) and job.key not in failed]
     say(f"{len(jobs)} runs, {len(waiting)} of them to do")
     if not waiting:
         return

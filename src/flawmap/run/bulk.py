@@ -228,7 +228,7 @@ def _work_here(job: Job, workers: int) -> None:
 
 def _start(job: Job, threads: int) -> subprocess.Popen[bytes]:
     few = {"FLAWMAP_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-m", "flawmap.run.bulk", str(job.out), str(os.getpid())]
+    command = [sys.executable, "-P", "-m", "flawmap.run.bulk", str(job.out), str(os.getpid())]
     return subprocess.Popen(command, env={**few, **os.environ}, stdout=subprocess.PIPE)
 
 

@@ -134,8 +134,9 @@ def fill(
             raise UsageError(
                 f"jobs of {gpus:g} GPUs would wait for ever: the cluster has too few; start nodes with GPUs"
             )
+        # A process each, so that its peak of memory is its own.
         # Its errors are tried again too: of jobs that share a GPU, one may find its memory taken.
-        task = ray.remote(num_gpus=gpus, num_cpus=1, max_retries=retries, retry_exceptions=True)(_do)
+        task = ray.remote(num_gpus=gpus, num_cpus=1, max_retries=retries, max_calls=1, retry_exceptions=True)(_do)
         waiting = {task.remote(work, job): job for job in jobs}
         while waiting:
             (done,), _ = ray.wait(list(waiting), num_returns=1)

@@ -64,17 +64,15 @@ def evaluate(
     samples = _folder.find(source, part_pattern=part_pattern, kind=None)
     tested = [s for s in samples if s.split == "test"] or samples
     tested, left_out = _folder.check(tested, skip_bad=skip_bad)
-    begun = time.monotonic()
     pixels, scored = Pixels(model, chosen(protocol)), []
     with progress("inspecting", len(tested)) as tick:
         for number, sample in enumerate(tested):
             scored.append(_score(model, sample, pixels))
             tick(number + 1)
-    seconds = time.monotonic() - begun
     notes = [f"left out: {name}: {reason}" for name, reason in left_out]
     scored = _judged(model, scored, notes)
     notes += pixels.notes()
-    metrics = {**_image_metrics(scored), **pixels.result(), "seconds_per_picture": seconds / len(tested)}
+    metrics = {**_image_metrics(scored), **pixels.result(), "seconds_per_picture": pixels.seconds / len(tested)}
     title = name or (Path(source).name if isinstance(source, (str, Path)) else "pictures")
     evaluated = Evaluated(title, scored, metrics, notes)
     out.mkdir(parents=True, exist_ok=True)
@@ -154,6 +152,8 @@ class Pixels:
 
     def __init__(self, model: Model, protocol: Protocol) -> None:
         self.model, self.protocol, self.metrics = model, protocol, PixelMetrics()
+        self.sentence = protocol.said(model.intake)
+        self.seconds = 0.0  # from disk to map
         self.lost: list[str] = []
         self.cut: list[str] = []
 
@@ -172,17 +172,19 @@ class Pixels:
         given = [self._region(*region) for region in regions(sample)]
         seen = [(region, saturation) for region, saturation in given if region.any()]
         placed = None if mask is None else self._placed(mask)
-        if seen and placed is not None:
-            placed = np.logical_or.reduce([region for region, _ in seen])
+        if given and placed is not None:  # pixels that are in the union's reduction but in no region's are none's
+            placed = np.logical_or.reduce([region for region, _ in given])
         self.metrics.add(map, placed, good=sample.good, regions=seen)
 
     def _placed(self, mask: np.ndarray) -> np.ndarray:
         return mask if self.protocol.at == "picture" else self.protocol.reduced(mask, self.model.intake)
 
     def _region(self, mask: np.ndarray, saturation: float) -> tuple[np.ndarray, float]:
-        """Its saturation is so many pixels of a picture; where the region shrinks, so do they."""
+        """Its saturation is so many pixels of a picture; where the picture shrinks, so do they."""
         placed = self._placed(mask)
-        return placed, saturation * placed.sum() / mask.sum()
+        left, top, right, bottom = self.model.intake.seen((mask.shape[0], mask.shape[1]))
+        shrunk = placed.size / ((right - left) * (bottom - top)) if self.protocol.at == "network" else 1.0
+        return placed, min(saturation * shrunk, float(placed.sum()))
 
     def notes(self) -> list[str]:
         found = []
@@ -193,15 +195,18 @@ class Pixels:
         return found
 
     def result(self) -> dict[str, Any]:
-        words = {"protocol": self.protocol.sentence, "lost_defects": len(self.lost), "cut_defects": len(self.cut)}
+        words = {"protocol": self.sentence, "lost_defects": len(self.lost), "cut_defects": len(self.cut)}
         return {**self.metrics.result(), **words}
 
 
 def _score(model: Model, sample: Sample, pixels: Pixels | None) -> Scored:
+    begun = time.monotonic()
     score, map, size = model.look(sample.source)
+    whole = model.over(map, size)
+    if pixels is not None:
+        pixels.seconds += time.monotonic() - begun
     if not np.isfinite(score) or not np.isfinite(map).all():
         raise CalibrationError(f"{sample.name}: the score or the map is not a number, so no verdict can be given")
-    whole = model.over(map, size)
     if pixels is not None and sample.kind is not None:
         pixels.add(sample, map, whole)
     return Scored(sample, score, float(whole.max()))

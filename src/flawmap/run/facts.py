@@ -61,7 +61,11 @@ class Cell:
         if mean is None:
             return UNDEFINED
         words = f"{mean:.3f}" + (f"{plus}{sd:.3f}" if sd is not None else "")
-        return words if len(self.rows) == self.of else f"{words} ({len(self.rows)} of {self.of})"
+        return words if self.whole(metric) else f"{words} ({len(self.values(metric))} of {self.of})"
+
+    def whole(self, metric: str) -> bool:
+        """Whether every run that was planned has this figure."""
+        return len(self.values(metric)) == self.of
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,10 @@ class Facts:
         means = [self.cell(method, c, shots).mean(metric) for c in self.counted(metric)]
         return None if not means or None in means else statistics.mean(m for m in means if m is not None)
 
+    def whole(self, method: str, metric: str, shots: int | None) -> bool:
+        """Whether its average is over every run that was planned."""
+        return all(self.cell(method, category, shots).whole(metric) for category in self.counted(metric))
+
     def counted(self, metric: str) -> list[str]:
         """Categories in a mean: not left out by the plan, and with a figure of that kind for any method."""
         out = self.plan.leave_out.get(metric, ())
@@ -134,6 +142,8 @@ def _line(row: Row, job: Job, found: Mapping[str, Any]) -> dict[str, Any]:
 
 def threshold_source(row: Mapping[str, Any]) -> str:
     """Where the threshold of a run's verdicts came from: never from the test set."""
+    if "failed" in row:
+        return ""
     if row.get("threshold") is None:
         return "none"
     how = "good parts, cross-fitted" if row.get("cross_fitted") else "good parts held out of fitting"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -35,12 +36,15 @@ def fill(jobs: Sequence[Job], table: Table, data: Path, workers: int, gpus: Sequ
     """Runs jobs in `workers` processes at a time, worker k on gpus[k % len]; every job ends as a row."""
     waiting, later = list(jobs), list[tuple[float, Job]]()
     running: dict[int, Child] = {}
-    done, total = 0, len(jobs)
+    done, total, before = 0, len(jobs), table.failures()
     try:
         while waiting or later or running:
             waiting += [job for due, job in later if due <= time.monotonic()]
             later = [(due, job) for due, job in later if due > time.monotonic()]
             for slot in set(range(workers)) - running.keys():
+                while waiting and _over(waiting[0], table, before):  # by another command on the same folder
+                    waiting.pop(0)
+                    done += 1
                 if waiting:
                     running[slot] = _start(waiting.pop(0), slot, table, data, workers, gpus, device)
             time.sleep(PAUSE_S)
@@ -52,7 +56,7 @@ def fill(jobs: Sequence[Job], table: Table, data: Path, workers: int, gpus: Sequ
                     later.append((time.monotonic() + AGAIN_S, child.job))
                     continue
                 done += 1
-                _ended(child, table, f"{done} of {total}")
+                _ended(child, table, before, f"{done} of {total}")
     finally:
         for child in running.values():
             child.process.terminate()
@@ -60,14 +64,19 @@ def fill(jobs: Sequence[Job], table: Table, data: Path, workers: int, gpus: Sequ
             child.process.wait()
 
 
+def _over(job: Job, table: Table, before: Counter[str]) -> bool:
+    return table.done(job) or table.failures()[job.key] > before[job.key]
+
+
 def _start(job: Job, slot: int, table: Table, data: Path, workers: int, gpus: Sequence[str], device: str) -> Child:
     threads = max(1, (os.cpu_count() or 1) // workers)
-    more = {"OMP_NUM_THREADS": str(threads), "FLAWMAP_THREADS": str(threads)} if workers > 1 else {}
+    names = ("OMP_NUM_THREADS", "FLAWMAP_THREADS") if workers > 1 else ()
+    more = {name: os.environ.get(name, str(threads)) for name in names}
     if gpus:
         more["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
     log = table.root / "logs" / f"{job.key}.log"
     log.parent.mkdir(exist_ok=True)
-    words = [sys.executable, "-m", "flawmap.run.isolate", str(table.root), table.part, str(data), device]
+    words = [sys.executable, "-P", "-m", "flawmap.run.isolate", str(table.root), table.part, str(data), device]
     with log.open("wb") as file:
         process = subprocess.Popen(
             [*words, json.dumps(asdict(job))],
@@ -79,17 +88,14 @@ def _start(job: Job, slot: int, table: Table, data: Path, workers: int, gpus: Se
     return Child(job, slot, process, log)
 
 
-def _ended(child: Child, table: Table, place: str) -> None:
+def _ended(child: Child, table: Table, before: Counter[str], place: str) -> None:
     """A row for a process that could not write one itself."""
-    code, row = child.process.returncode, table.rows().get(child.job.key)
-    if row is not None:
+    if table.done(child.job):
         say(f"{place}: {child.job}")
         return
-    failed = table.failed().get(child.job.key)
-    if failed is None or code < 0:
-        table.fail(child.job, _why(code, child.log))
-        failed = table.failed()[child.job.key]
-    say(f"{place}: {child.job}: failed: {failed['failed']}")
+    if table.failures()[child.job.key] == before[child.job.key]:
+        table.fail(child.job, _why(child.process.returncode, child.log))
+    say(f"{place}: {child.job}: failed: {table.failed()[child.job.key]['failed']}")
 
 
 def _why(code: int, log: Path) -> str:
@@ -111,7 +117,8 @@ def main(words: Sequence[str]) -> int:
     _first_to_go()
     table, job = Table(Path(root), part=part), Job(**json.loads(given))
     try:
-        table.fill([job], dataset(Path(data)).samples, device)
+        if table.fill([job], dataset(Path(data)).samples, device):
+            return ELSEWHERE
     except FlawmapError as error:
         table.fail(job, reason(error))
         return error.exit_code
@@ -121,7 +128,10 @@ def main(words: Sequence[str]) -> int:
         traceback.print_exc()
         table.fail(job, reason(error))
         return 1
-    return 0 if job.key in table.rows() else ELSEWHERE
+    if not table.done(job):
+        table.fail(job, "it ran, but its row does not count: the weights or the defaults changed meanwhile")
+        return 1
+    return 0
 
 
 def _first_to_go() -> None:

@@ -9,16 +9,19 @@ import io
 import json
 import os
 import platform
+import secrets
 import sys
 import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from flawmap.errors import DataError, UsageError
+from flawmap.images.decode import each_mask
 from flawmap.images.folder import sha256
+from flawmap.images.loco import regions as saturating
 from flawmap.run.progress import say
 from flawmap.types import Sample
 
@@ -181,6 +184,16 @@ def digest(samples: Iterable[Sample]) -> str:
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
+def truth(samples: Iterable[Sample]) -> str:
+    """SHA-256 over what a person says of the pictures: split, kind, and the masks' contents."""
+    rows = []
+    for s in samples:
+        masks = [sha256(replace(s, source=mask)) for mask in each_mask(s.mask)]
+        regions = [saturation for _, saturation in saturating(s)]
+        rows.append(f"{s.name}\0{s.split}\0{s.kind}\0{masks}\0{regions}")
+    return hashlib.sha256("\n".join(sorted(rows)).encode(errors="surrogateescape")).hexdigest()
+
+
 def peak_mb() -> int | None:
     """The most memory that this process held, in MiB; None where the system does not say."""
     try:
@@ -213,7 +226,7 @@ def _plain(recipe: Recipe) -> Any:
 
 
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.new")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
     temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
     os.replace(temporary, path)
 

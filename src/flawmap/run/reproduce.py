@@ -22,7 +22,6 @@ from flawmap.errors import DataError, UsageError
 from flawmap.images.datasets import DataSet, dataset, layout
 from flawmap.images.decode import decode
 from flawmap.run.progress import say
-from flawmap.run.recipe import digest
 from flawmap.run.table import Job, Table
 from flawmap.types import Sample
 
@@ -204,7 +203,7 @@ def one(recipe: Recipe, wish: Wish) -> dict[str, str]:
     wanted = _wanted(recipe, wish, pairs) if wish.train else []
     table = Table(wish.out, (job.key for job in wanted), wish.device)
     for category in places:
-        table.check(category, digest(samples_of(category)))
+        table.check(category, samples_of(category))
     if recipe.kind not in OWN:
         table.fill(wanted, samples_of, wish.device, keep=recipe.kind in MODELS, scores=recipe.kind in SCORES)
     kind = "full recipe: the paper's settings" if wish.full else "small recipe: for a CPU, not the paper's settings"

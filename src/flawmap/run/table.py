@@ -15,6 +15,7 @@ import platform
 import shutil
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -27,7 +28,7 @@ from flawmap.images.protocol import protocol
 from flawmap.run.claim import claimed
 from flawmap.run.model import Model, load
 from flawmap.run.progress import say
-from flawmap.run.recipe import Log, digest, peak_mb
+from flawmap.run.recipe import Log, digest, peak_mb, truth
 from flawmap.types import Sample
 
 METRICS = ("i_auroc", "part_auroc", "i_auroc_low", "i_auroc_high", "f1_max_oracle", "fpr_at_no_escape_oracle")
@@ -90,6 +91,10 @@ class Table:
         """By the job's key; of two rows the later one. Those of other defaults than today's do not count."""
         return {row["key"]: row for row in self._lines() if "failed" not in row and _as_today(row)}
 
+    def failures(self) -> Counter[str]:
+        """How often each run has failed, by key."""
+        return Counter(row["key"] for row in self._lines() if "failed" in row)
+
     def failed(self) -> dict[str, dict[str, Any]]:
         """Runs that failed and have not been done since, with the reason."""
         done = self.rows()
@@ -106,8 +111,10 @@ class Table:
         self._add({"key": job.key, **asdict(job), "options": portable(job.options), "failed": reason, **made()})
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        for path in sorted(self.root.glob("table*.jsonl")):
-            yield from filter(None, map(_parsed, path.read_text().splitlines()))
+        """Of all files, in the order in which they were written."""
+        paths = [self.root / "table.jsonl", *sorted(self.root.glob("table-*-of-*.jsonl"))]
+        lines = (line for path in paths if path.exists() for line in path.read_text().splitlines())
+        return iter(sorted(filter(None, map(_parsed, lines)), key=lambda row: row.get("at", 0.0)))
 
     def model(self, job: Job) -> Path | None:
         path = self.root / "models" / f"{job.key}.flaw"
@@ -121,13 +128,13 @@ class Table:
         with path.open(newline="", encoding="utf-8", errors="surrogateescape") as file:
             return [Score(r["name"], r["part"], r["kind"], float(r["score"])) for r in csv.DictReader(file)]
 
-    def check(self, category: str, data_sha256: str) -> None:
-        """DataError: what is in the table was made from other pictures of that name."""
+    def check(self, category: str, samples: Sequence[Sample]) -> None:
+        """DataError: what is in the table was made from other pictures of that name, or judged by other answers."""
+        today = {"data_sha256": digest(samples), "truth_sha256": truth(samples)}
         for row in self.rows().values():
-            if row["data"] == category and row.get("data_sha256", data_sha256) != data_sha256:
-                raise DataError(
-                    f"{self.path}: its rows of {category} were made from other pictures; take another --out"
-                )
+            for name, what in (("data_sha256", "other pictures"), ("truth_sha256", "other labels or masks")):
+                if row["data"] == category and row.get(name, today[name]) != today[name]:
+                    raise DataError(f"{self.path}: its rows of {category} were made from {what}; take another --out")
 
     def fill(
         self,
@@ -137,19 +144,20 @@ class Table:
         *,
         keep: bool = False,
         scores: bool = False,
-    ) -> None:
+    ) -> int:
         """Runs what has no row yet, in order. `samples_of(name)` are the pictures of a category.
 
         With `keep` a run whose model is wanted and was not kept is done again, with `scores` one whose scores were
         not, from its model where there is one. A run that fails does not stop the others; its error is raised after
-        them.
+        them. How many runs are in the hands of other processes.
         """
         failed: list[FlawmapError] = []
+        elsewhere = 0
         for job in jobs:
-            if self._done(job, keep, scores):
+            if self.done(job, keep, scores):
                 continue
             with claimed(self.root / "claims" / job.key) as mine:
-                if mine and not self._done(job, keep, scores):
+                if mine and not self.done(job, keep, scores):
                     say(f"== {job}")
                     try:
                         if self.model(job):
@@ -161,8 +169,10 @@ class Table:
                         failed.append(error)
                 elif not mine:
                     say(f"in the hands of another process: {job}")
+                    elsewhere += 1
         if failed:
             raise failed[0]
+        return elsewhere
 
     def _run(self, job: Job, samples: Sequence[Sample], device: str, keep: bool) -> None:
         row, bundle = run(job, samples, self.root, device)
@@ -197,21 +207,24 @@ class Table:
     def _evaluation(self, job: Job) -> Path:
         return self.root / "runs" / job.key / "evaluation"
 
-    def _done(self, job: Job, keep: bool, scores: bool) -> bool:
-        from flawmap.run.weights import file_sha256
+    def done(self, job: Job, keep: bool = False, scores: bool = False) -> bool:
+        """Whether it has a row, of the weights that it names."""
+        from flawmap.run.weights import embedded_sha256, file_sha256
 
         row = self.rows().get(job.key)
         lacking = (keep and self.model(job) is None) or (scores and not self._scores(job).exists())
         if row is None or lacking:
             return False
         file = file_sha256(job.options)
-        return file is None or row.get("weights_sha256") in (None, file)
+        if file is None:
+            return not (row.get("given") and embedded_sha256(job.method, job.options))
+        return row.get("weights_sha256") in (None, file)
 
     def _add(self, row: Mapping[str, Any]) -> None:
         """After half a line of a process that was killed, a new line is begun."""
         torn = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
         with self.path.open("a") as file:
-            file.write("\n" * torn + json.dumps(row, default=str) + "\n")
+            file.write("\n" * torn + json.dumps({**row, "at": round(time.time(), 3)}, default=str) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -220,8 +233,12 @@ def run(job: Job, samples: Sequence[Sample], root: Path, device: str) -> tuple[d
     """Fits, judges the test pictures once, and says what it took; and the bundle's file. What was stopped goes on."""
     from flawmap.run.evaluate import evaluate
     from flawmap.run.roles import CROSSED, FIT
+    from flawmap.run.weights import file_sha256
 
     out, begun = root / "runs" / job.key, time.monotonic()
+    if not any(s.split == "test" and s.kind is not None for s in samples):
+        raise DataError(f"{job.data}: no test pictures of a known kind, so there is nothing to judge")
+    _begin(out, job, samples)
     watch = _watch(job, samples, out)
     model = _finished(job, out) or _fit(job, samples, out, device, watch)
     assert model.run is not None
@@ -235,6 +252,8 @@ def run(job: Job, samples: Sequence[Sample], root: Path, device: str) -> tuple[d
         "options": portable(job.options),
         **{key: found.metrics.get(key) for key in METRICS},
         "data_sha256": digest(samples),
+        "truth_sha256": truth(samples),
+        "given": file_sha256(job.options) is not None,
         "pictures": found.metrics["pictures"],
         "fitted_on": sum(entry.get("role") in (FIT, CROSSED) for entry in data),
         "support": [entry["name"] for entry in data if "role" in entry] if job.shots else None,
@@ -251,6 +270,19 @@ def run(job: Job, samples: Sequence[Sample], root: Path, device: str) -> tuple[d
         **made(),
     }
     return row, model.run / "bundle.flaw"
+
+
+def _begin(out: Path, job: Job, samples: Sequence[Sample]) -> None:
+    """What a stopped run has left counts only for the same pictures, answers, weights and rules."""
+    from flawmap.run.weights import embedded_sha256, file_sha256
+
+    weights = file_sha256(job.options) or embedded_sha256(job.method, job.options)
+    stamp = json.dumps([digest(samples), truth(samples), weights, protocol(job.protocol).sentence])
+    path = out / "stamp.json"
+    if out.exists() and not (path.exists() and path.read_text() == stamp):
+        shutil.rmtree(out)
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(stamp)
 
 
 def _watch(job: Job, samples: Sequence[Sample], out: Path) -> Any:
@@ -320,7 +352,9 @@ def _as_today(row: Mapping[str, Any]) -> bool:
     from flawmap.run.weights import embedded_sha256
 
     own, used = embedded_sha256(row["method"], row["options"]), row.get("weights_sha256")
-    if own and used and own != used:  # made with other weights than come with the package today
+    if (
+        own and used and own != used and not row.get("given")
+    ):  # made with other weights than come with the package today
         return False
     today, then = portable(today), portable(row["config"])
     return all(_plain(today.get(name)) == value for name, value in then.items())

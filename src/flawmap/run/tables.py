@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
+import secrets
 import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +20,6 @@ from flawmap.run.recipe import write_csv
 from flawmap.run.reproduce import Row
 from flawmap.run.table import Job, Table
 
-SAME = 5e-4  # figures that print alike are alike: both are best
 LOWEST = {"i_auroc": 0.5, "part_auroc": 0.5, "p_auroc": 0.5}  # where the colours of a heat table begin; else at 0
 
 
@@ -68,12 +69,12 @@ def caption(facts: Facts) -> str:
     said = list(facts.rows.values())
     places = [", ".join(sorted({str(row[key]) for row in said})) or "none yet" for key in ("date", "commit", "machine")]
     plan = facts.plan
-    words = [protocol(plan.protocol).sentence, f"Seeds {', '.join(map(str, plan.seeds))}"]
+    seeds = list(dict.fromkeys(plan.seeds))
+    words = [protocol(plan.protocol).sentence, f"Seeds {', '.join(map(str, seeds))}"]
     words[-1] += f", {plan.draws} draws of the good parts; " if any(facts.shots) else "; "
-    words[-1] += "mean ± standard deviation over them; best in bold. Last step of training. "
-    words[-1] += (
-        f"{plan.held_out:.0%} of the good parts held out for the threshold." if plan.held_out else "No threshold."
-    )
+    words[-1] += "mean ± standard deviation over them, where there are several; best in bold. Last step of training. "
+    share = f"Thresholds from {plan.held_out:.0%} of the good parts, held out of fitting, or from all by cross-fitting."
+    words[-1] += share if plan.held_out else "No thresholds."
     for names in dict.fromkeys(map(tuple, plan.leave_out.values())):
         of = " and ".join(TITLES[m] for m, left_out in plan.leave_out.items() if tuple(left_out) == names)
         words.append(f"Not in the means of {of}: {', '.join(names)}.")
@@ -86,42 +87,64 @@ def grid(facts: Facts, metric: str, shots: int | None) -> Iterator[list[tuple[st
     """Lines of (text, best): a category each, then the mean."""
     for category in facts.categories:
         cells = [facts.cell(method, category, shots) for method in facts.methods]
-        yield [(category, False), *_best([c.mean(metric) for c in cells], [c.text(metric) for c in cells])]
+        means = [c.mean(metric) if c.whole(metric) else None for c in cells]
+        yield [(category, False), *_best(means, [c.text(metric) for c in cells])]
     counted = facts.counted(metric)
     if len(counted) > 1:
         means = [facts.average(method, metric, shots) for method in facts.methods]
-        words = [UNDEFINED if mean is None else f"{mean:.3f}" for mean in means]
-        yield [(f"mean of {len(counted)}", False), *_best(means, words)]
+        whole = [facts.whole(method, metric, shots) for method in facts.methods]
+        words = [_mean(mean, all_there) for mean, all_there in zip(means, whole, strict=True)]
+        known = [mean if all_there else None for mean, all_there in zip(means, whole, strict=True)]
+        yield [(f"mean of {len(counted)}", False), *_best(known, words)]
+
+
+def _mean(mean: float | None, whole: bool) -> str:
+    return UNDEFINED if mean is None else f"{mean:.3f}" + " (of the runs so far)" * (not whole)
 
 
 def _best(values: Sequence[float | None], words: Sequence[str]) -> list[tuple[str, bool]]:
     top = max((value for value in values if value is not None), default=None)
     alone = sum(value is not None for value in values) < 2
     return [
-        (word, not alone and top is not None and value is not None and value > top - SAME)
+        (word, not alone and top is not None and value is not None and f"{value:.3f}" == f"{top:.3f}")
         for value, word in zip(values, words, strict=True)
     ]
 
 
-VERDICTS = ("false alarms", "escapes", "escapes at most (95 %)", "threshold from")
+VERDICTS = ("false alarms", "escapes", "escapes at most (95 %)", "over", "threshold from")
 
 
 def verdicts(facts: Facts) -> Iterator[list[str]]:
-    """Counts of parts, summed over categories for each seed, so that no part is counted twice in a rate."""
+    """Rates of parts pooled over a method's categories, by seed and draw; only those that have all the categories."""
     for method, shots, rows in _groups(facts):
-        cells = []
-        for rate in RATES:
-            by_seed: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
-            for row in rows:
-                if row.get(rate):
-                    by_seed.setdefault((row["seed"], row["draw"]), []).append(row[rate])
-            shares = [sum(r["count"] for r in each) / max(1, sum(r["n"] for r in each)) for each in by_seed.values()]
-            spread = f" ± {statistics.stdev(shares):.1%}" if len(shares) > 1 else ""
-            cells.append(f"{statistics.mean(shares):.1%}{spread}" if shares else UNDEFINED)
-        worst = [row["escapes"]["high"] for row in rows if row.get("escapes") and row["escapes"]["high"] is not None]
+        planned = {job.data for row, job in facts.pairs if row.name == method and job.shots == shots}
+        by_seed: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+        for row in rows:
+            if all(row.get(rate) for rate in RATES):
+                by_seed.setdefault((row["seed"], row["draw"]), []).append(row)
+        groups = [each for each in by_seed.values() if {row["data"] for row in each} == planned]
+        cells = [_pooled(rate, groups) for rate in RATES]
+        worst = [row["escapes"]["high"] for each in groups for row in each if row["escapes"]["high"] is not None]
         cells.append(f"{max(worst):.1%} in the worst run" if worst else UNDEFINED)
+        cells.append(_over(groups, len(planned)))
         sources = {threshold_source(row).split(" ", 1)[-1] for row in rows}
         yield [_named(method, shots), *cells, "; ".join(sorted(sources)) or UNDEFINED]
+
+
+def _pooled(rate: str, groups: Sequence[Sequence[Mapping[str, Any]]]) -> str:
+    """Mean ± sd over the groups of the share of all their parts."""
+    totals = [(sum(r[rate]["count"] for r in each), sum(r[rate]["n"] for r in each)) for each in groups]
+    shares = [count / n for count, n in totals if n]
+    spread = f" ± {statistics.stdev(shares):.1%}" if len(shares) > 1 else ""
+    return f"{statistics.mean(shares):.1%}{spread}" if shares else UNDEFINED
+
+
+def _over(groups: Sequence[Sequence[Mapping[str, Any]]], categories: int) -> str:
+    """What a rate is of."""
+    if not groups:
+        return "no seed has all its categories, or no thresholds"
+    good, bad = (sum(row[rate]["n"] for row in groups[0]) for rate in RATES)
+    return f"{categories} categories, {good} good and {bad} defective parts, {len(groups)} times"
 
 
 COSTS = ("fit, s", "ms a picture, disk to map", "peak memory, MB", "bundle, MB")
@@ -191,7 +214,8 @@ def _tex(text: str) -> str:
 
 def _md(lines: Sequence[Sequence[Any]]) -> Iterator[str]:
     for number, line in enumerate(lines):
-        yield f"| {' | '.join(str(word).replace('|', '/') for word in line)} |"
+        words = (" ".join(str(word).split()).replace("|", "/").replace("<", "&lt;") for word in line)
+        yield f"| {' | '.join(words)} |"
         if not number:
             yield "|" + "---|" * len(line)
 
@@ -272,9 +296,10 @@ def _sheet(title: str, lead: str, columns: Sequence[str], lines: Iterable[Sequen
 def _number(word: str) -> float | None:
     """What a cell sorts by: the number that it begins with, "0.98 ± 0.01" by 0.98; names by themselves."""
     try:
-        return float(word.split(" ")[0].rstrip("%"))
+        value = float(word.split(" ")[0].rstrip("%"))
     except ValueError:
         return None
+    return value if math.isfinite(value) else None
 
 
 def _heats(facts: Facts) -> Iterator[Metric]:
@@ -323,13 +348,18 @@ def _parquet(lines: Sequence[Mapping[str, Any]], path: Path) -> Path | None:
     import pyarrow
     import pyarrow.parquet
 
-    temporary = path.with_suffix(".new")
+    temporary = _beside(path)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([dict(line) for line in lines]), temporary)
     os.replace(temporary, path)
     return path
 
 
+def _beside(path: Path) -> Path:
+    """A name of its own: several commands may write the same tables at once."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+
+
 def _replace(path: Path, text: str) -> None:
-    temporary = path.with_suffix(f"{path.suffix}.new")
+    temporary = _beside(path)
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)

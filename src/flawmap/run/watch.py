@@ -37,6 +37,7 @@ class Watch:
         """Leaves the detector in eval mode."""
         if self._feed is None:
             self._feed = Feed(detector, self.tested, intake, self.folder / "looks", device)
+            self._feed.synthesis = None  # test pictures are not painted
             self._feed.prepare(detector)
         scores = [found.score for _, found in self._feed.predict(detector, range(len(self.tested)))]
         write_json(self.path, {**self.points(), str(done): auroc(scores, [not s.good for s in self.tested])})
