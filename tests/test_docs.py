@@ -80,7 +80,7 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_of_a_verb_stands_under_its_heading_and_no_other(verb: str) -> None:
     section = _section("docs/cli.md", verb)
-    documented = set(re.findall(r"^\| `(--[a-z-]+)`", section, re.MULTILINE))
+    documented = set(re.findall(r"^\| `(--[a-z0-9-]+)`", section, re.MULTILINE))
     assert documented == _options_of(VERBS[verb])
     assert re.search(rf"^flawmap {verb}\b", section, re.MULTILINE), "no command line to copy"
 
@@ -206,7 +206,11 @@ def test_signatures_in_the_page_are_those_of_the_functions() -> None:
         shown = re.search(rf"^{name}\((.*?)\) ->", code, re.MULTILINE | re.DOTALL)
         assert shown, name
         ours = inspect.signature(getattr(flawmap, name)).parameters.values()
-        expected = [p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in ours]
+        stars = {inspect.Parameter.VAR_KEYWORD: "**"}
+        names = [stars.get(p.kind, "") + p.name for p in ours]
+        expected = [
+            name if p.default is p.empty else f"{name}={p.default!r}" for name, p in zip(names, ours, strict=True)
+        ]
         star = next((i for i, p in enumerate(ours) if p.kind is p.KEYWORD_ONLY), None)
         if star is not None:
             expected.insert(star, "*")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flawmap.errors import FlawmapError as FlawmapError
-    from flawmap.run.evaluate import calibrate as calibrate
+    from flawmap.run.calibrate import calibrate as calibrate
     from flawmap.run.evaluate import evaluate as evaluate
     from flawmap.run.fit import fit as fit
     from flawmap.run.model import Model as Model
@@ -37,7 +37,7 @@ _HOMES = {
     "Region": "types",
     "Sample": "types",
     "Verdict": "types",
-    "calibrate": "run.evaluate",
+    "calibrate": "run.calibrate",
     "evaluate": "run.evaluate",
     "fit": "run.fit",
     "load": "run.model",

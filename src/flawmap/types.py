@@ -4,7 +4,7 @@ image    (H, W, 3) uint8 or uint16 as decoded; (3, H, W) float32 in [0, 1] as a 
 mask     (H, W) bool: where a person says the defect is
 map      (H, W) float32: how strange each pixel is; higher is stranger, never rescaled
 score    float: how strange the picture is; higher is stranger, never rescaled
-verdict  OK or NOK: a score held against a calibrated threshold
+verdict  OK, NOK or REVIEW (a person looks): a score held against calibrated thresholds
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ class Prediction(NamedTuple):
 class Verdict(StrEnum):
     OK = "OK"
     NOK = "NOK"
+    REVIEW = "REVIEW"  # only with a calibration that has a band for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +70,9 @@ class Region:
     area_px: int
     centroid: tuple[float, float]  # x, y
     peak: float  # largest map value inside
+    # Corners of its outer border, clockwise, on the grid between pixels: its first pixel's upper left corner is (0, 0).
+    contour: tuple[tuple[int, int], ...] = ()
+    area_mm2: float | None = None  # where the calibration knows what a pixel measures
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -175,6 +175,66 @@ def test_a_state_of_another_length_is_taken_over(template: PatchCore) -> None:
         assert torch.equal(ours, theirs)
 
 
+def _recomputed(detector: PatchCore, feats: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    """What the memory should hold, from the origins alone, a row at a time: (M, D)."""
+    found = detector.embed(feats)
+    return torch.stack([found[picture, :, row, column] for picture, row, column in detector.origin_M3.tolist()])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"keep": 1.0}, {"keep": 0.1}, {"keep": 1.0, "reservoir_mb": 1}, {"keep": 0.3, "reservoir_mb": 1, "seed": 5}],
+)
+def test_every_row_knows_the_patch_it_came_from(template: PatchCore, options: dict[str, Any]) -> None:
+    """Also where the reservoir has been overwritten: 30 pictures have 1,920 patches, 1 MB holds 1,489 of them."""
+    detector = _fitted(template, pictures=30, **options)
+    assert detector.origin_M3.dtype == torch.int32
+    assert detector.origin_M3.shape == (len(detector.memory_MD), 3)
+    assert len({tuple(origin) for origin in detector.origin_M3.tolist()}) == len(detector.memory_MD)
+    feats = tuple(torch.cat(stage) for stage in zip(*(_feats(2, seed) for seed in range(15)), strict=True))
+    torch.testing.assert_close(_recomputed(detector, feats), detector.memory_MD, rtol=1e-5, atol=1e-5)
+    moved = detector.origin_M3.clone()
+    moved[:, 2] = (moved[:, 2] + 1) % 8  # the neighbour to the right is another patch
+    detector.origin_M3 = moved
+    assert (_recomputed(detector, feats) - detector.memory_MD).norm(dim=1).min() > 0.1
+
+
+def test_origins_do_not_depend_on_how_the_pictures_are_batched(template: PatchCore) -> None:
+    feats = tuple(torch.cat(stage) for stage in zip(*(_feats(2, seed) for seed in range(3)), strict=True))
+    whole, parts = copy.deepcopy(template), copy.deepcopy(template)
+    whole.begin([Batch(features=feats)])
+    parts.begin([Batch(features=tuple(f[:5] for f in feats)), Batch(features=tuple(f[5:] for f in feats))])
+    # Equalising sums in another order, so the choice may differ where two are equally far: what they came from may not.
+    for detector in (whole, parts):
+        torch.testing.assert_close(_recomputed(detector, feats), detector.memory_MD, rtol=1e-5, atol=1e-5)
+
+
+def test_the_closest_row_is_brute_force(template: PatchCore) -> None:
+    detector = _fitted(template)
+    image = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    cell_B, row_B, distance_B = detector.closest(image)
+    patch_BPD = detector.embed(detector.backbone(image)).flatten(2).transpose(1, 2).double()
+    for picture, patch_PD in enumerate(patch_BPD):
+        gap_PM = cdist(patch_PD, detector.memory_MD.double())
+        cell = int(gap_PM.min(1).argmax())
+        assert (int(cell_B[picture]), int(row_B[picture])) == (cell, int(gap_PM[cell].argmin()))
+        assert float(distance_B[picture]) == pytest.approx(gap_PM.min(1).max(), rel=1e-5)
+
+
+def test_origins_survive_saving_and_a_state_without_them_loads(template: PatchCore) -> None:
+    detector, fresh = _fitted(template), copy.deepcopy(template)
+    fresh.load_state_dict(detector.state_dict())
+    assert torch.equal(fresh.origin_M3, detector.origin_M3)
+    old = {key: value for key, value in detector.state_dict().items() if key != "origin_M3"}
+    fresh.load_state_dict(old)
+    assert fresh.origin_M3.shape == (0, 3)
+    assert "origin_M3" not in old
+    feats = _feats(2, seed=50)
+    assert torch.equal(fresh.head(feats).score, detector.head(feats).score)
+    with pytest.raises(KeyError, match="memory_MD"):
+        fresh.load_state_dict({key: value for key, value in old.items() if key != "memory_MD"})
+
+
 @pytest.mark.parametrize("option", [{"keep": 0}, {"keep": 1.1}, {"most": 0}, {"neighbours": 0}, {"neighbourhood": 2}])
 def test_options_that_make_no_sense_are_refused(option: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=next(iter(option))):

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
+import hashlib
 import io
+import json
 import os
 import re
 import subprocess
@@ -16,7 +19,7 @@ import pytest
 from PIL import Image
 
 from flawmap.errors import DataError
-from flawmap.report import page
+from flawmap.report import page, plots
 from flawmap.report.heatmap import anchored
 from flawmap.report.page import Gallery, Picture, Report, Scored, render, write
 from flawmap.types import Verdict
@@ -40,14 +43,20 @@ class Reader(HTMLParser):
         self.attributes: list[tuple[str, str, str]] = []
         self.ids: Counter[str] = Counter()
         self._pieces: list[str] = []
+        self._inside = ""
         self.feed(html)
         self.text = re.sub(r"\s+", " ", "".join(self._pieces).replace("\u202f", " "))
 
     def handle_data(self, data: str) -> None:
-        self._pieces.append(data)
+        if self._inside not in ("script", "style"):
+            self._pieces.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._inside = ""
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
+        self._inside = tag
         if tag in ("td", "th", "dt", "dd"):
             self._pieces.append(" ")
         self.attributes += [(tag, name, value or "") for name, value in attrs]
@@ -85,31 +94,45 @@ def sample_report(**more) -> Report:
     return Report("Glass", SCALE, **{**given, **more})
 
 
-def test_the_page_loads_nothing_and_has_no_script():
+def test_the_page_loads_nothing():
     report = sample_report(
         galleries=[Gallery("All", [picture(EVIL)])], facts=[("Data", [("x", "http://example.org")])], notes=[EVIL]
     )
     html = render(report)
     read = Reader(html)
-    assert read.tags["script"] == read.tags["iframe"] == read.tags["object"] == 0
+    assert read.tags["iframe"] == read.tags["object"] == read.tags["link"] - 1 == 0
     sources = [
         v for _, name, v in read.attributes if name in ("src", "href", "xlink:href", "srcset", "action", "poster")
     ]
     assert len(sources) >= 8
     assert all(value.startswith(("#", "data:")) for value in sources)
     assert "@import" not in html
-    assert set(re.findall(r"url\(([^)]{1,12})", html)) <= {"#lanes-wide-", "#lanes-narro"}
+    assert set(re.findall(r"url\(([^)]{1,12})", html)) <= {"#lanes-wide-", "#lanes-narro", "#${each.owne"}
     assert not [v for _, name, v in read.attributes if re.match(r"(?i)\w*https?://", v) and name != "alt"]
 
 
-def test_the_policy_forbids_all_but_the_pages_own_pictures_and_styles():
-    read = Reader(render(sample_report()))
-    policy = next(v for v in read.values("meta", "content") if "default-src" in v)
+def test_the_policy_forbids_all_but_the_pages_own_pictures_styles_and_one_script():
+    html = render(sample_report())
+    policy = next(v for v in Reader(html).values("meta", "content") if "default-src" in v)
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
-    assert rules["default-src"] == "'none'"
-    assert rules["img-src"] == "data:"
-    assert rules["style-src"] == "'unsafe-inline'"
-    assert not rules.keys() & {"script-src", "connect-src", "font-src"}
+    script = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    assert len(script) == 1
+    digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    assert rules == {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": "'unsafe-inline'",
+        "script-src": f"'sha256-{digest}'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    assert len(script[0]) < 25_000
+
+
+def test_the_report_of_a_fit_has_no_script():
+    html = render(Report("Glass", SCALE, "", CALIBRATION, galleries=[Gallery("All", [picture(EVIL)])]))
+    assert Reader(html).tags["script"] == 0
+    assert "script-src" not in html
 
 
 def test_text_from_outside_is_escaped_wherever_it_is_shown():
@@ -127,7 +150,7 @@ def test_text_from_outside_is_escaped_wherever_it_is_shown():
     )
     html = render(report)
     read = Reader(html)
-    assert "<script" not in html
+    assert read.tags["script"] == html.count("<script") == 2  # the data and the page's own
     assert read.tags["img"] == 3
     assert read.text.count(EVIL) >= 10
     assert f"mask: {EVIL}" in read.values("img", "alt")
@@ -136,7 +159,8 @@ def test_text_from_outside_is_escaped_wherever_it_is_shown():
 def test_every_drawing_on_the_page_is_xml_and_no_id_is_used_twice():
     html = render(sample_report(galleries=[Gallery("All", [picture()])]))
     drawings = re.findall(r"<svg.*?</svg>", html, re.DOTALL)
-    assert len(drawings) == 9  # 2 verdicts, 3 rows of the table, 2 widths of lanes, ROC, legend
+    # 2 verdicts, 3 rows of the table, 2 widths of lanes, ROC and its 3 points, rates, cost, legend
+    assert len(drawings) == 14
     for drawing in drawings:
         ElementTree.fromstring(drawing)
     read = Reader(html)
@@ -150,12 +174,13 @@ def test_the_counts_on_the_page_are_those_of_the_inputs():
     assert "Escapes 2 of 10 defective parts passed as good: 20.0 %" in text
     assert "95 % confidence: 2.5 % to 55.6 %" in text
     assert "False alarms 1 of 7 good parts refused: 14.3 %" in text
-    assert "crack 2 of 6 escaped 33.3 % (4.3 % to 77.7 %)" in text
-    assert "stain 0 of 4 escaped 0.0 % (0.0 % to 60.2 %)" in text
-    assert "good 1 of 7 refused 14.3 %" in text
-    assert "crack, 6 parts, 2 escapes" in text
-    assert "good, 7 parts, 1 false alarm" in text
-    assert "80.0 % found" in text
+    assert "crack 2 4 2 of 6 escaped 33.3 % (4.3 % to 77.7 %)" in text
+    assert "stain 0 4 0 of 4 escaped 0.0 % (0.0 % to 60.2 %)" in text
+    assert "good 6 1 1 of 7 refused 14.3 %" in text
+    assert "crack, 6 parts" in text
+    assert "calibrated: 80.0 % found, 14.3 % refused" in text
+    # the lowest defect, 1.2, refuses 1.2 and all above it: 5 of 7
+    assert "no escape (read off the test, promises nothing): 100.0 % found, 71.4 % refused" in text
 
 
 def test_figures_stand_on_the_page_as_given():
@@ -184,7 +209,7 @@ def test_without_pixel_metrics_the_tiles_say_that_there_were_no_masks():
     text = Reader(render(Report("Uncalibrated", SCALE, metrics=metrics))).text
     assert "Pixel AUROC n/a no masks were given" in text
     assert "Not calibrated" in text
-    assert "crack n/a of 1 n/a 1.000" in text
+    assert "crack n/a n/a of 1 n/a 1.000" in text
     assert "Escapes" not in text
 
 
@@ -207,12 +232,6 @@ def test_views_of_one_part_are_counted_as_one_part():
         Scored("b2", "b", "good", 1.4, Verdict.OK),
         Scored("c1", "c", "good", 1.0, Verdict.OK),
         Scored("c2", "c", None, 0.5, Verdict.OK),
-    ]
-    parts = {p.part: p for p in page._by_part(views)}
-    assert [(p.kind, p.score, p.verdict) for p in parts.values()] == [
-        ("crack", 5, "NOK"),
-        ("good", 1.4, "OK"),
-        (None, 1, "OK"),
     ]
     text = Reader(render(Report("Views", SCALE, scores=views))).text
     assert all(s in text for s in ("good, 1 part", "crack, 1 part", "unknown, 1 part"))
@@ -301,6 +320,83 @@ def test_a_file_name_that_is_not_unicode_can_be_written(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
     path = write(Report("x", SCALE, galleries=[Gallery("g", [picture(name)])]), tmp_path / "r.html")
     assert "caf\\udce9.png" in path.read_text(encoding="utf-8")
+
+
+def looked(report: Report, **more) -> tuple[Report, list[int]]:
+    """The same with pictures, and a list that says in what order they were asked for."""
+    asked: list[int] = []
+
+    def look(i: int) -> Picture:
+        asked.append(i)
+        of = report.scores[i]
+        return picture(of.name, of.kind, of.score, **more)
+
+    return dataclasses.replace(report, picture=look), asked
+
+
+def data(html: str) -> dict:
+    return json.loads(re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)[0])
+
+
+def test_every_picture_of_the_test_is_asked_for_once_and_stands_in_the_data():
+    report, asked = looked(sample_report())
+    html = render(report)
+    assert asked == list(range(17))
+    found = data(html)
+    assert [row[0] for row in found["pictures"]] == [s.name for s in report.scores]
+    assert [part[2] for part in found["parts"]] == [s.score for s in report.scores]
+    assert found["threshold"] == CALIBRATION.threshold
+    areas = [part[4] for part in found["parts"]]
+    assert areas == [0] * 7 + [60] * 10  # 10 x 6 px
+    read = Reader(html)
+    assert "17 of 17 pictures are on this page, 48 px" in read.text
+    assert read.tags["article"] == 2  # without a script: the escapes
+    assert read.text.count("escape score") == 2
+
+
+def test_no_name_can_end_the_data():
+    report, _ = looked(Report("x", SCALE, "", CALIBRATION, scores=scored("</script><!--<script>", [3.0])))
+    html = render(report)
+    assert data(html)["kinds"] == [None, "</script><!--<script>"]
+    assert Reader(html).tags["script"] == 2
+    assert html.count("</script>") == 2
+
+
+def test_a_thousand_noisy_pictures_stay_below_10_mb_and_keep_their_sides():
+    random = np.random.default_rng(0)
+    views = [
+        *scored("good", random.normal(1.5, 0.3, 700).tolist()),
+        *scored("crack", random.normal(3, 1, 300).tolist()),
+    ]
+    report, asked = looked(Report("x", SCALE, "", CALIBRATION, scores=views), side=200)
+    html = render(report)
+    assert len(asked) == 1000
+    assert len(html.encode()) < 10_000_000
+    rows = data(html)["pictures"]
+    assert all(row is not None for row in rows)
+    sides = [max(row[2:4]) for row in rows]
+    assert min(sides) >= 48
+    assert f"1000 of 1000 pictures are on this page, {min(sides)}" in Reader(html).text
+
+
+def test_a_test_whose_parts_got_no_verdict_promises_nothing():
+    views = [s._replace(verdict=None) for s in (*scored("good", [1.0]), *scored("crack", [3.0]))]
+    html = render(Report("x", SCALE, "", CALIBRATION, scores=views))
+    assert "No part of this test got a verdict" in Reader(html).text
+    assert data(html)["threshold"] is None
+    assert [part[3] for part in data(html)["parts"]] == [1, 1]
+
+
+def test_training_and_embedding_are_drawn_when_they_are_given():
+    points = np.random.default_rng(0).normal(size=(17, 2))
+    names = [s.name for s in sample_report().scores]
+    html = render(sample_report(losses=np.geomspace(9, 0.1, 1500).tolist(), embedding=(points, names)))
+    read = Reader(html)
+    assert {"training-t", "embedding-t"} <= read.ids.keys()
+    losses = np.geomspace(9, 0.1, 1500)  # 600 stretches: 300 of three steps, then 300 of two
+    first, last = plots.score(losses[:3].mean()), plots.score(losses[-2:].mean())
+    assert f"From {first} to {last} in 1500 steps" in read.text
+    assert not {"training-t", "embedding-t"} & Reader(render(sample_report())).ids.keys()
 
 
 def test_the_page_needs_no_torch():

@@ -5,7 +5,6 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_curve
 
 from flawmap.report import plots
 from flawmap.report.heatmap import Scale
@@ -31,7 +30,6 @@ def test_every_drawing_is_xml_with_a_title_and_a_description_for_readers():
     good, bad = RNG.normal(1, 0.2, 40), RNG.normal(3, 1, 30)
     for svg in (
         plots.lanes([lane("good", good, rug=True), lane("crack", bad)], 1.7, "a", 720, "Scores"),
-        plots.roc(good, bad, (0.05, 0.9), "b"),
         plots.legend(Scale(1, 2, 4), "c"),
     ):
         root = parse(svg)
@@ -71,6 +69,16 @@ def test_no_bar_stands_on_both_sides_of_the_threshold():
         assert right <= at + 0.2 or left >= at - 0.2
 
 
+def test_a_lane_with_numbers_has_a_mark_a_part_and_the_wrong_ones_stand_lowest():
+    scores = np.array([1.0, 1.01, 5.0, 5.02, 5.04])
+    one = plots.Lane("good", scores, scores > 5.01, False, [7, 8, 9, 10, 11])
+    marks = {node.get("data-p"): node for node in parse(plots.lanes([one], 5.01, "a", 720, "Scores")).iter("rect")}
+    marks.pop(None, None)
+    assert marks.keys() == {"7", "8", "9", "10", "11"}
+    assert [marks[p].get("class") for p in ("9", "10", "11")] == ["bar", "bar wrong", "bar wrong"]
+    assert float(marks["11"].get("y", 0)) >= float(marks["10"].get("y", 0))  # the highest score lies at the bottom
+
+
 def test_wrong_bars_are_hatched_with_the_pattern_of_their_own_drawing():
     scores = np.array([1.0, 2.0, 3.0])
     root = parse(plots.lanes([lane("good", scores, scores > 2)], 2.5, "me", 350, "Scores"))
@@ -84,23 +92,6 @@ def test_odd_scores_still_make_a_drawing(scores, threshold):
     root = parse(plots.lanes([lane("good", np.array(scores))], threshold, "a", 350, "Scores"))
     assert drawn(root, "bar")
     assert "nan" not in ElementTree.tostring(root, "unicode")
-
-
-def test_the_curve_is_scikit_learns_roc():
-    good, bad = RNG.integers(0, 12, 60).astype(float), RNG.integers(6, 20, 45).astype(float)
-    curve = drawn(parse(plots.roc(good, bad, None, "r")), "curve")[0].get("points", "")
-    points = np.array([[float(v) for v in pair.split(",")] for pair in curve.split()])
-    refused, found = (points[:, 0] - 58) / (346 - 58), (306 - points[:, 1]) / (306 - 12)
-    x, y, _ = roc_curve([0] * 60 + [1] * 45, np.concatenate([good, bad]), drop_intermediate=False)
-    assert refused == pytest.approx(x, abs=2e-4)
-    assert found == pytest.approx(y, abs=2e-4)
-
-
-def test_the_operating_point_stands_where_the_verdicts_put_it():
-    root = parse(plots.roc(np.array([1.0, 2.0]), np.array([2.0, 3.0]), (0.25, 0.75), "r"))
-    point = drawn(root, "point")[0]
-    assert (float(point.get("cx", 0)), float(point.get("cy", 0))) == pytest.approx((130.0, 85.5), abs=0.06)
-    assert {"75.0\u202f% found", "25.0\u202f% refused"} <= {node.text for node in drawn(root, "label")}
 
 
 def test_the_interval_spans_its_bounds():

@@ -13,8 +13,9 @@ from statsmodels.stats.proportion import proportion_confint
 
 from flawmap.errors import CalibrationError, DataError
 from flawmap.images.decode import read_mask
+from flawmap.run.calibrate import calibrate
 from flawmap.run.doctor import doctor
-from flawmap.run.evaluate import Evaluated, calibrate, evaluate, in_words
+from flawmap.run.evaluate import Evaluated, evaluate, in_words
 from flawmap.run.model import Model, load
 from flawmap.types import Verdict
 

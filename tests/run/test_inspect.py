@@ -68,6 +68,8 @@ def test_what_is_printed_is_what_the_model_finds(
         "area_px": found.regions[0][0].area_px,
         "centroid": list(found.regions[0][0].centroid),
         "peak": found.regions[0][0].peak,
+        "area_mm2": None,
+        "contour": [list(corner) for corner in found.regions[0][0].contour],
     }
     assert inspect(crossed, [str(lots[1] / "000.png")]) == 0
     left, top, right, bottom = found.regions[0][0].box

@@ -11,7 +11,8 @@ from statsmodels.stats.proportion import proportion_confint
 
 from flawmap.errors import BundleError, CalibrationError
 from flawmap.types import Verdict
-from flawmap.verdict.calibration import Calibration, clopper_pearson, least_parts, percent
+from flawmap.verdict.calibration import Calibration
+from flawmap.verdict.rates import clopper_pearson, least_parts, percent
 
 
 def calibrate(scores, views=1, **options) -> Calibration:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def fit(verbs: Any) -> None:
     verb.add_argument("--save", type=Path, metavar="FILE", help="also write the bundle here")
     verb.add_argument("--seed", type=int, default=0, help="default: 0")
     verb.add_argument("--false-alarm", type=float, metavar="RATE", help="default: max(0.01, 1 / (good parts + 1))")
+    verb.add_argument("--confidence", type=float, metavar="C", help="the rate holds with it, as 0.95; else on average")
     verb.add_argument(
         "--held-out", type=float, default=0.2, metavar="SHARE", help="of the parts, for calibration: 0.2; 0: no verdict"
     )
@@ -64,6 +66,7 @@ def _run_fit(args: argparse.Namespace) -> None:
         options=options,
         seed=args.seed,
         false_alarm=args.false_alarm,
+        confidence=args.confidence,
         held_out=args.held_out,
         folds=args.folds,
         shots=args.shots,
@@ -110,6 +113,8 @@ def evaluate(verbs: Any) -> None:
     verb.add_argument("data", help="as for fit; of a data set with train and test, test is judged")
     verb.add_argument("--out", type=Path, metavar="DIR", help="default: evaluation beside the bundle")
     verb.add_argument("--protocol", default="plain", help="at what size maps and masks are compared; default: plain")
+    verb.add_argument("--acceptance", action="store_true", help="also escapes by kind and size, agreement, gauge R&R")
+    verb.add_argument("--trial-pattern", metavar="REGEX", help="with --acceptance: its group in a name is the trial")
     about_data(verb)
 
 
@@ -117,40 +122,67 @@ def _run_evaluate(args: argparse.Namespace) -> None:
     from flawmap.run.evaluate import evaluate, in_words
     from flawmap.run.model import load
 
+    if args.trial_pattern is not None and not args.acceptance:
+        raise UsageError("--trial-pattern goes with --acceptance")
     model = load(args.bundle)
     out = args.out or args.bundle.resolve().parent / "evaluation"
     how = {"part_pattern": args.part_pattern, "skip_bad": args.skip_bad, "protocol": args.protocol}
-    found = evaluate(model, args.data, out, **how)
-    if args.json:
-        print(
-            json.dumps({**found.metrics, "notes": list(found.notes), "report": str(out / "report.html")}, default=str)
+    accepted, words = {}, {}
+    if args.acceptance:
+        from flawmap.run import acceptance
+
+        found, accepted["acceptance"] = acceptance.accept(
+            model, args.data, out, trial_pattern=args.trial_pattern, **how
         )
+        words = acceptance.in_words(accepted["acceptance"])
     else:
-        show(args, {**in_words(found), "report": str(out / "report.html")})
+        found = evaluate(model, args.data, out, **how)
+    if args.json:
+        told = {**found.metrics, "notes": list(found.notes), "report": str(out / "report.html"), **accepted}
+        print(json.dumps(told, default=str))
+    else:
+        show(args, {**in_words(found), **words, "report": str(out / "report.html")})
 
 
 def calibrate(verbs: Any) -> None:
-    verb = add_verb(verbs, "calibrate", _run_calibrate, "a new threshold from good parts that the model has not seen")
+    verb = add_verb(verbs, "calibrate", _run_calibrate, "a new threshold, and what it promises in a sentence")
     verb.add_argument("bundle", type=Path)
-    verb.add_argument("data", help="good pictures: a folder or a list")
+    verb.add_argument("data", nargs="?", help="good pictures that the model has not seen; default: those it remembers")
     verb.add_argument("--save", type=Path, required=True, metavar="FILE", help="the calibrated bundle")
+    verb.add_argument("--policy", default="false-alarm", help="false-alarm, no-escape, cost, manual or f1-oracle")
     verb.add_argument("--false-alarm", type=float, metavar="RATE", help="default: max(0.01, 1 / (good parts + 1))")
+    verb.add_argument("--confidence", type=float, metavar="C", help="the rate holds with it, as 0.95; else on average")
+    verb.add_argument("--defects", metavar="DATA", help="known defects: a folder of kinds, a data set, a list")
+    verb.add_argument("--margin", type=float, metavar="SHARE", help="of no-escape: so much closer to the good parts")
+    verb.add_argument("--escape-cost", type=float, metavar="X", help="of cost: what an escape costs")
+    verb.add_argument("--reject-cost", type=float, metavar="X", help="of cost: what a false alarm costs")
+    verb.add_argument("--review-cost", type=float, metavar="X", help="of cost: what a look costs; gives two thresholds")
+    verb.add_argument("--defect-rate", type=float, metavar="RATE", help="of cost: defective parts at the line")
+    verb.add_argument("--threshold", type=float, metavar="SCORE", help="of manual")
+    verb.add_argument("--views", dest="rule", help="a part's score over its views: largest (default) or mean")
+    verb.add_argument("--per-picture", action="store_true", help="pictures as parts: promises less than it seems to")
+    verb.add_argument("--min-area", type=int, metavar="PX", help="smaller regions are not marked")
+    verb.add_argument("--min-area-mm2", type=float, metavar="MM2", help="the same on the part, with --pitch")
+    verb.add_argument("--pitch", type=float, metavar="MM", help="side of a pixel on the part; gives areas in mm2")
     about_data(verb)
 
 
 def _run_calibrate(args: argparse.Namespace) -> None:
-    from flawmap.run.evaluate import calibrate
+    from flawmap.run.calibrate import calibrate
     from flawmap.run.model import load
 
-    model = calibrate(
-        load(args.bundle),
-        args.data,
-        false_alarm=args.false_alarm,
-        part_pattern=args.part_pattern,
-        skip_bad=args.skip_bad,
-    )
-    path = model.save(args.save)
-    show(args, {"bundle": str(path), "promise": model.calibration.sentence if model.calibration else ""})
+    same = ("policy", "false_alarm", "confidence", "margin", "escape_cost", "reject_cost", "review_cost")
+    same += ("defect_rate", "threshold", "defects", "rule", "min_area_mm2", "part_pattern", "skip_bad")
+    wishes = {name: getattr(args, name) for name in same}
+    wishes |= {"min_area_px": args.min_area, "pitch_mm": args.pitch, "per_picture": args.per_picture or None}
+    model = calibrate(load(args.bundle), args.data, **wishes)
+    if args.per_picture:
+        print("flawmap: calibrated per picture: this promises nothing for parts with several views", file=sys.stderr)
+    path, made = model.save(args.save), model.calibration
+    found = {"bundle": str(path), "policy": args.policy, "threshold": made.threshold if made else None}
+    if made and made.review_threshold is not None:
+        found["review above"] = made.review_threshold
+    show(args, {**found, "promise": made.sentence if made else ""})
 
 
 def inspect(verbs: Any) -> None:
@@ -217,14 +249,24 @@ def _run_export(args: argparse.Namespace) -> None:
 
 
 def report(verbs: Any) -> None:
-    verb = add_verb(verbs, "report", _run_report, "one HTML page of what a bundle is and promises")
-    verb.add_argument("bundle", type=Path)
-    verb.add_argument("--out", type=Path, metavar="FILE", help="default: NAME.html beside the bundle")
+    verb = add_verb(verbs, "report", _run_report, "a page of what a bundle promises, or of evaluations side by side")
+    verb.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="a bundle, or two evaluations and more")
+    verb.add_argument("--out", type=Path, metavar="FILE", help="default: NAME.html beside the bundle, or compare.html")
+    verb.add_argument("--shared", action="store_true", help="of evaluations: only the parts that all have alike")
 
 
 def _run_report(args: argparse.Namespace) -> None:
+    source = args.sources[0]
+    if len(args.sources) > 1:
+        from flawmap.run.versus import in_words
+        from flawmap.run.versus import report as compare
+
+        found = compare(args.sources, args.out or Path("compare.html"), shared=args.shared)
+        show(args, found if args.json else in_words(found))
+        return
+    if args.shared or (source / "scores.csv").exists():
+        raise UsageError("a comparison takes two evaluations and more, the baseline first")
     from flawmap.run.model import load
     from flawmap.run.show import bundle_report
 
-    path = args.out or args.bundle.with_suffix(".html")
-    show(args, {"report": str(bundle_report(load(args.bundle), path))})
+    show(args, {"report": str(bundle_report(load(source), args.out or source.with_suffix(".html")))})

@@ -55,6 +55,7 @@ class PatchCore(FrozenDetector):
     config: Config
     memory_MD: Tensor
     company_MK: Tensor
+    origin_M3: Tensor
 
     def __init__(self, config: Config, *, pretrained: bool = True) -> None:
         super().__init__(config, pretrained=pretrained)
@@ -62,17 +63,25 @@ class PatchCore(FrozenDetector):
         self.enlarge = Enlarge(self.grid, (config.size, config.size), config.sigma_px)
         self.register_buffer("memory_MD", torch.empty(0, self.dim))
         self.register_buffer("company_MK", torch.empty(0, 0, dtype=torch.long))  # nearest in memory, itself first
+        # Where a row came from: which picture of `begin`'s pass, row and column of the grid. No number depends on it.
+        self.register_buffer("origin_M3", torch.empty(0, 3, dtype=torch.int32))
 
     def begin(self, normals: Iterable[Batch]) -> None:
         if self.config.equalise:
             self.embed.measure(normals)
-        reservoir = Reservoir(self._room(), self.config.seed)
+        # Of one seed and fed alike, the two draw alike: a patch and its origin stand in the same slot.
+        reservoir, origin = Reservoir(self._room(), self.config.seed), Reservoir(self._room(), self.config.seed)
+        pictures = 0
         for batch in normals:
-            reservoir.add(to_patches(self.embed(batch.features or ())))
+            feat_BDhw = self.embed(batch.features or ())
+            origin.add(_origins(pictures, feat_BDhw))
+            reservoir.add(to_patches(feat_BDhw))
+            pictures += len(feat_BDhw)
         patch_ND = reservoir.rows()
         kept = max(1, min(int(self.config.keep * reservoir.seen), self.config.most))
         row_M = k_centre(patch_ND, kept, seed=self.config.seed, projection=self.config.projection)
         self.memory_MD = patch_ND[row_M].clone()
+        self.origin_M3 = origin.rows()[row_M].clone()
         self.company_MK = _company(self.memory_MD, min(self.config.neighbours, len(row_M)))
 
     def head(self, feats: tuple[Tensor, ...]) -> Prediction:
@@ -90,6 +99,16 @@ class PatchCore(FrozenDetector):
         gap_BK = (patch_B1D - self.memory_MD[self.company_MK[friend_B]]).square().sum(dim=-1).sqrt()
         return score_B1[:, 0] * (1 - gap_BK.softmax(dim=1)[:, 0])
 
+    def closest(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The strangest patch of each picture, the row of the memory nearest to it, their distance: (B,) each.
+
+        The patch is that of equation 6, counted row by row of the grid; the distance is not re-weighted.
+        """
+        patch_BPD = self.embed(self.backbone(image)).flatten(2).transpose(1, 2)
+        near_BP, index_BP = nearest(patch_BPD, self.memory_MD)
+        far_B1, worst_B1 = near_BP.max(dim=1, keepdim=True)
+        return worst_B1[:, 0], index_BP.gather(1, worst_B1)[:, 0], far_B1[:, 0]
+
     def memory_note(self, pictures: int) -> str:
         patches = pictures * self.grid[0] * self.grid[1]
         pool = min(patches, self._room())
@@ -104,8 +123,10 @@ class PatchCore(FrozenDetector):
         return max(1, self.config.reservoir_mb * 2**20 // (4 * self.dim))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # States of before it was there load too, and then no row knows where it came from.
+        state_dict.setdefault(prefix + "origin_M3", torch.empty(0, 3, dtype=torch.int32))
         # The memory's length is known only once it is fitted.
-        for key in ("memory_MD", "company_MK"):
+        for key in ("memory_MD", "company_MK", "origin_M3"):
             setattr(self, key, torch.empty_like(state_dict[prefix + key]))
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
@@ -121,6 +142,13 @@ def nearest(patch_BPD: Tensor, memory_MD: Tensor) -> tuple[Tensor, Tensor]:
     far_BPM = F.pad(patch_BPD, (0, 1), value=1.0) @ torch.cat([-2 * memory_MD, norm_M1], dim=1).T
     index_BP = far_BPM.argmin(dim=2)
     return (patch_BPD - memory_MD[index_BP]).square().sum(dim=2).sqrt(), index_BP
+
+
+def _origins(first: int, feat_BDhw: Tensor) -> Tensor:
+    """Picture (counted from `first`), row and column of each patch, in the order of `to_patches`: (B * h * w, 3)."""
+    pictures, _, high, wide = feat_BDhw.shape
+    ranges = (range(first, first + pictures), range(high), range(wide))
+    return torch.cartesian_prod(*(torch.tensor(r, dtype=torch.int32, device=feat_BDhw.device) for r in ranges))
 
 
 def _company(memory_MD: Tensor, neighbours: int) -> Tensor:

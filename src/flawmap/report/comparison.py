@@ -69,8 +69,9 @@ def page(comparison: Comparison) -> str:
     from jinja2 import Environment
 
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = resources.files("flawmap.report").joinpath("comparison.html").read_text(encoding="utf-8")
-    return environment.from_string(template).render(c=comparison, drawn=scatter)
+    files = resources.files("flawmap.report")
+    template, style = (files.joinpath(name).read_text(encoding="utf-8") for name in ("comparison.html", "shared.css"))
+    return environment.from_string(template).render(c=comparison, drawn=scatter, shared=Markup(style))
 
 
 def scatter(chart: Chart, ident: str) -> Markup:

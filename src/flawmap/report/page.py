@@ -1,35 +1,42 @@
 """The report of a run as one HTML file that asks the network for nothing.
 
 The run hands over plain arrays; the page only shows them. Parts are counted, not pictures: a part's score is the
-largest over its views, and it is NOK when one of its views is.
+largest over its views, and it is NOK when one of its views is. A test's page carries its scores and small pictures as
+JSON; page.js recounts them at any threshold. Without a script the page shows all that holds at the calibrated one.
 """
 
 from __future__ import annotations
 
 import base64
-import io
-import math
+import hashlib
+import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 from flawmap.errors import DataError
-from flawmap.report import heatmap, plots
+from flawmap.report import figures, gallery, heatmap, plots
+from flawmap.report.figures import Costs, Known
+from flawmap.report.gallery import THUMBNAIL_PX, Picture, Shrinker
 from flawmap.report.heatmap import Scale
+from flawmap.report.parts import GALLERIES, Part, Rate, Scored, by_part, picks, shown
 from flawmap.types import GOOD, Verdict
-from flawmap.verdict.calibration import Calibration, clopper_pearson
+from flawmap.verdict.calibration import Calibration
 
-THUMBNAIL_PX = 256  # longer side of a picture on the page
-MAX_PICTURES = 60
+__all__ = ["Gallery", "Picture", "Report", "Scored", "render", "write"]
+
+MAX_PICTURES = 60  # in fixed galleries
+MAX_TESTED = 1200  # pictures of a test: with more of them none would have room
 MAX_PICTURE_BYTES = 8_000_000  # of all pictures together as base64, so that the page stays below 10 MB
+COSTS = Costs(100.0, 1.0, 0.01)  # an example, where the calibration has none
+DRAWINGS = ("roc", "sizes", "rates", "cost", "embedding", "training")
 METRICS = (
     ("i_auroc", "Image AUROC", "chance that a defective picture scores above a good one"),
     ("i_ap", "Image AP", "average precision of the score"),
@@ -38,30 +45,6 @@ METRICS = (
     ("pro", "PRO", "share of each defect that is covered, up to 30\N{NARROW NO-BREAK SPACE}% false pixels"),
     ("f1_max_oracle", "F1 oracle", "best F1 with a threshold tuned on the answers; no operating point"),
 )
-
-
-class Scored(NamedTuple):
-    """The score of one picture that was evaluated."""
-
-    name: str
-    part: str
-    kind: str | None  # "good", the kind of defect, or None when unknown
-    score: float
-    verdict: Verdict | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Picture:
-    """One picture to show."""
-
-    name: str
-    part: str
-    kind: str | None
-    score: float
-    verdict: Verdict | None
-    image: np.ndarray  # (h, w, 3) uint8, any size
-    map: np.ndarray  # (h', w') float32
-    mask: np.ndarray | None = None  # (h'', w'') bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -86,23 +69,31 @@ class Report:
     galleries: Sequence[Gallery] = ()
     facts: Sequence[tuple[str, Sequence[tuple[str, Any]]]] = ()  # (section, [(key, value)])
     notes: Sequence[str] = ()
-
-
-class Rate(NamedTuple):
-    """`wrong` of `n` parts got the wrong verdict; low and high are the 95 % Clopper-Pearson bounds of that share."""
-
-    wrong: int
-    n: int
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, wrong: int, n: int) -> Rate:
-        return cls(wrong, n, *clopper_pearson(wrong, n))
+    picture: Callable[[int], Picture] | None = None  # the picture of scores[i], asked for once and not kept
+    losses: Sequence[float] = ()  # of the training, one a step
+    embedding: tuple[np.ndarray, Sequence[str]] | None = None  # (N, 2), and the pictures' names
 
     @property
-    def rate(self) -> float | None:
-        return self.wrong / self.n if self.n else None
+    def threshold(self) -> float | None:
+        return self.calibration.threshold if self.calibration else None
+
+    @property
+    def review(self) -> float | None:
+        return getattr(self.calibration, "review_threshold", None)
+
+    def parts(self) -> list[Part]:
+        return by_part(self.scores, self.calibration.score if self.calibration else max)
+
+
+@dataclass(slots=True)
+class Album:
+    """The pictures of a test, encoded."""
+
+    rows: list[list[Any] | None]  # one a picture of the test, as Shrinker gives it; None: not on the page
+    areas: list[int]  # one a picture: of its mask, in px; 0: none
+    first: tuple[str, str, list[dict[str, Any]]] | None  # the gallery that is there without a script
+    said: str = ""  # how many, how large
+    near: bool = False  # whether there are good patches beside them
 
 
 def render(report: Report) -> str:
@@ -111,26 +102,39 @@ def render(report: Report) -> str:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters.update(percent=plots.percent, figure=_figure, score=plots.score)
-    template = resources.files("flawmap.report").joinpath("page.html").read_text(encoding="utf-8")
     metrics = report.metrics or {}
-    galleries, shown = _galleries(report)
-    return environment.from_string(template).render(
+    parts = report.parts()
+    album = _album(report, parts)
+    script = _read("page.js").strip() if parts else ""
+    data = _data(report, parts, album) if parts else ""
+    galleries, count = _galleries(report)
+    drawings = dict.fromkeys(DRAWINGS) | _drawings(report, parts, album)
+    return environment.from_string(_read("page.html")).render(
         report=report,
         promise=report.calibration and report.calibration.sentence.replace(" %", "\N{NARROW NO-BREAK SPACE}%"),
-        parts=_by_part(report.scores),
-        escapes=_rate(metrics.get("escapes")),
-        false_alarms=_rate(metrics.get("false_alarms")),
-        kinds=[(name, _kind_rate(row), row) for name, row in metrics.get("kinds", {}).items()],
+        parts=parts,
+        escapes=Rate.given(metrics.get("escapes")),
+        false_alarms=Rate.given(metrics.get("false_alarms")),
+        kinds=_kinds(metrics, parts),
         tiles=[(label, *_tile(metrics, key, note)) for key, label, note in METRICS],
-        histograms=_histograms(report),
-        roc=_roc(_by_part(report.scores)),
+        drawings=drawings,
+        histograms=_histograms(report, parts),
+        costs=_costs(report),
+        operating=_operating(parts),
+        shapes=figures.SHAPES,
         interval=plots.interval,
         legend=plots.legend(report.scale, "legend"),
         galleries=galleries,
-        shown=shown,
+        first=album.first,
+        live=GALLERIES,
+        album=album,
+        shown=count,
         given=sum(len(g.pictures) for g in report.galleries),
         thumbnail_px=THUMBNAIL_PX,
-        GOOD=GOOD,
+        style=Markup(_read("page.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        data=Markup(data),
     )
 
 
@@ -150,34 +154,76 @@ def write(report: Report, path: Path) -> Path:
     return path
 
 
-def _by_part(scores: Sequence[Scored]) -> list[Scored]:
-    """One entry a part: its strangest view, defective or unknown when one view is, NOK when one view is."""
-    parts: dict[str, Scored] = {}
-    for view in scores:
-        if not math.isfinite(view.score):
-            raise DataError(f"{view.name}: the score is {view.score}, not a finite number; nothing can be shown of it")
-        if (seen := parts.get(view.part)) is not None:
-            kinds = (seen.kind, view.kind)
-            kind = next((k for k in kinds if k not in (GOOD, None)), None if None in kinds else GOOD)
-            verdict = Verdict.NOK if Verdict.NOK in (seen.verdict, view.verdict) else view.verdict
-            view = max(seen, view, key=lambda v: v.score)._replace(kind=kind, verdict=verdict)
-        parts[view.part] = view
-    return list(parts.values())
+def _read(name: str) -> str:
+    return resources.files("flawmap.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _wrong(part: Scored | Picture) -> str:
-    """ "escape", "false alarm", or nothing."""
-    if part.verdict == Verdict.OK and part.kind not in (GOOD, None):
-        return "escape"
-    return "false alarm" if part.verdict == Verdict.NOK and part.kind == GOOD else ""
+def _data(report: Report, parts: Sequence[Part], album: Album) -> str:
+    """What the script needs, as JSON; no "<" is left in it, so that no name can end the element."""
+    kinds = [None, *sorted({p.kind for p in parts if p.kind is not None}, key=lambda k: (k != GOOD, k))]
+    rows, verdicts = [], any(part.verdict is not None for part in parts)
+    for part in parts:
+        judged = part.verdict is not None or not verdicts
+        area = max(album.areas[v] for v in part.views)
+        rows.append([part.name, kinds.index(part.kind), part.score, int(judged), area, part.views])
+    known = {
+        "threshold": report.threshold if verdicts else None,  # a threshold that judged nothing is none of this test
+        "review": report.review if verdicts else None,
+        "kinds": kinds,
+        "good": GOOD,
+        "parts": rows,
+        "pictures": album.rows,
+        "lut": base64.b64encode(gallery.colours(report.scale).tobytes()).decode(),
+        "galleries": GALLERIES,
+    }
+    return json.dumps(known, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
 
-def _rate(values: Mapping[str, Any] | None) -> Rate | None:
-    return None if values is None else Rate(values["count"], values["n"], values["low"], values["high"])
+def _album(report: Report, parts: Sequence[Part]) -> Album:
+    """Reads every picture once, one at a time."""
+    count = len(report.scores)
+    album = Album([None] * count, [0] * count, None)
+    if report.picture is None or not parts:
+        return album
+    threshold = report.threshold
+    wanted = shown(parts, threshold, MAX_TESTED)
+    first = picks(parts, threshold, report.review) if threshold is not None else {}
+    key = next((key for key, chosen in first.items() if chosen), "")
+    whole = {parts[i].views[0]: parts[i] for i in first.get(key, [])}
+    fixed: dict[int, dict[str, Any]] = {}
+    shrink = Shrinker(len(wanted), MAX_PICTURE_BYTES - 80_000 * len(whole), report.scale)
+    for place in sorted(wanted):
+        picture = report.picture(place)
+        album.rows[place], album.areas[place] = shrink(picture), picture.area
+        album.near |= picture.near is not None
+        if place in whole:
+            card = _card(picture, report.scale, 176 if len(wanted) > 200 else THUMBNAIL_PX)
+            fixed[place] = card | {"wrong": whole[place].wrong}
+    if fixed:
+        title, note = next((title, note) for name, title, note in GALLERIES if name == key)
+        album.first = (title, note, [fixed[place] for place in whole if place in fixed])
+    if shrink.sides:
+        least, most = min(shrink.sides), max(shrink.sides)
+        side = f"{most} px" if least == most else f"{least} to {most} px"
+        album.said = f"{len(shrink.sides)} of {count} pictures are on this page, {side} on their longer side"
+    return album
 
 
-def _kind_rate(row: Mapping[str, Any]) -> Rate | None:
-    return None if row["escapes"] is None else Rate.of(row["escapes"], row["n"])
+def _kinds(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[dict[str, Any]]:
+    """A row for each kind of defect: its parts by verdict, and its rate."""
+    rows = []
+    for name, row in metrics.get("kinds", {}).items():
+        verdicts = [p.verdict for p in parts if p.kind == name]
+        rate = None if row["escapes"] is None else Rate.of(row["escapes"], row.get("judged", row["n"]))
+        rows.append({"name": name, "n": row["n"], "rate": rate, "auroc": row["auroc"], **_tally(verdicts)})
+    if rate := Rate.given(metrics.get("false_alarms")):
+        verdicts = [p.verdict for p in parts if p.kind == GOOD]
+        rows.append({"name": GOOD, "n": rate.n, "rate": rate, "auroc": None, **_tally(verdicts)})
+    return rows
+
+
+def _tally(verdicts: Sequence[Verdict | None]) -> dict[str, int]:
+    return {v.lower(): sum(given == v for given in verdicts) for v in Verdict}
 
 
 def _tile(metrics: Mapping[str, Any], key: str, note: str) -> tuple[str | None, str]:
@@ -190,51 +236,94 @@ def _tile(metrics: Mapping[str, Any], key: str, note: str) -> tuple[str | None, 
     return None, metrics.get("why") or "no masks were given"
 
 
-def _lanes(report: Report) -> Iterator[plots.Lane]:
+def _costs(report: Report) -> Costs:
+    given = getattr(report.calibration, "costs", None) or {}
+    return Costs(*(float(given.get(name, value)) for name, value in COSTS._asdict().items()))
+
+
+def _lanes(report: Report, parts: Sequence[Part]) -> Iterator[plots.Lane]:
     """The calibration's good parts, then the test's: good, each kind by name, unknown."""
     if report.calibration:
         scores = np.array(report.calibration.scores, float)
         yield plots.Lane(f"calibration, {_count(len(scores), 'good part')}", scores, np.zeros(len(scores), bool), True)
-    groups: dict[str | None, list[Scored]] = {}
-    for part in _by_part(report.scores):
-        groups.setdefault(part.kind, []).append(part)
+    groups: dict[str | None, list[int]] = {}
+    for place, part in enumerate(parts):
+        groups.setdefault(part.kind, []).append(place)
     for kind in sorted(groups, key=lambda k: (k is None, k != GOOD, k)):
-        wrong = np.array([bool(_wrong(p)) for p in groups[kind]])
+        inside = [parts[i] for i in groups[kind]]
+        scores, wrong = np.array([p.score for p in inside], float), np.array([bool(p.wrong) for p in inside])
         label = f"{kind or 'unknown'}, {_count(len(wrong), 'part')}"
-        if wrong.any():
-            label += f", {_count(int(wrong.sum()), 'false alarm' if kind == GOOD else 'escape')}"
-        yield plots.Lane(label, np.array([p.score for p in groups[kind]], float), wrong)
+        yield plots.Lane(label, scores, wrong, False, groups[kind], kind == GOOD)
 
 
-def _histograms(report: Report) -> list[tuple[str, Markup]]:
+def _histograms(report: Report, parts: Sequence[Part]) -> list[tuple[str, Markup]]:
     """The same drawing for wide and for narrow windows; the page's CSS shows one."""
-    groups = list(_lanes(report))
+    groups = list(_lanes(report, parts))
     if not groups:
         return []
-    threshold = report.calibration.threshold if report.calibration else None
-    widths = (("wide", 720), ("narrow", 350))
-    return [(name, plots.lanes(groups, threshold, f"lanes-{name}", width, "Scores")) for name, width in widths]
+    widths = (("wide", 900), ("narrow", 350))
+    return [(name, plots.lanes(groups, report.threshold, f"lanes-{name}", width, "Scores")) for name, width in widths]
 
 
-def _roc(parts: Sequence[Scored]) -> Markup | None:
-    good = [p for p in parts if p.kind == GOOD]
-    bad = [p for p in parts if p.kind not in (GOOD, None)]
-    if not (good and bad):
+def _drawings(report: Report, parts: Sequence[Part], album: Album) -> dict[str, Markup]:
+    """By name; those without data are missing."""
+    found: dict[str, Markup] = {}
+    if len(losses := np.asarray(report.losses, float)) > 1 and np.isfinite(losses).all():
+        found["training"] = figures.training(losses, "training")
+    if report.embedding is not None:
+        points, names = report.embedding
+        of = {report.scores[v].name: (i, p.defective) for i, p in enumerate(parts) for v in p.views}
+        marks = [of.get(name, (-1, False)) for name in names]
+        found["embedding"] = figures.embedding(
+            np.asarray(points, float), [m[0] for m in marks], [m[1] for m in marks], "embedding"
+        )
+    known = [i for i, part in enumerate(parts) if part.kind is not None]
+    if not known:
+        return found
+    defect = np.array([parts[i].defective for i in known])
+    tested = Known(np.array([parts[i].score for i in known], float), defect, np.array(known))
+    sized = np.array([max(album.areas[v] for v in parts[i].views) for i in known])
+    if (some := sized > 0).any():
+        wrong = np.array([bool(parts[i].wrong) for i in known])
+        chosen = Known(tested.scores[some], defect[some], tested.ids[some])
+        found["sizes"] = figures.sizes(chosen, sized[some], wrong[some], report.threshold, "sizes")
+    if defect.all() or not defect.any():
+        return found
+    found["roc"] = figures.roc(tested, _point([parts[i] for i in known]), "roc")
+    found["rates"] = figures.rates(tested, report.threshold, "rates")
+    found["cost"] = figures.cost(tested, report.threshold, _costs(report), "cost")
+    return found
+
+
+def _point(parts: Sequence[Part]) -> tuple[float, float] | None:
+    """(refused, found) as judged; None where a part got no verdict. What a person reviews has not passed."""
+    if any(p.verdict is None for p in parts):
         return None
-    point = None
-    if all(p.verdict is not None for p in (*good, *bad)):
-        refused, found = (sum(p.verdict == Verdict.NOK for p in group) / len(group) for group in (good, bad))
-        point = (refused, found)
-    return plots.roc(np.array([p.score for p in good]), np.array([p.score for p in bad]), point, "roc")
+    good, bad = [p for p in parts if not p.defective], [p for p in parts if p.defective]
+    return sum(p.verdict == Verdict.NOK for p in good) / len(good), sum(p.verdict != Verdict.OK for p in bad) / len(bad)
+
+
+def _operating(parts: Sequence[Part]) -> list[tuple[str, str, float, float]]:
+    """(shape, label, refused, found) of the points on the ROC; the last is moved by the script."""
+    known = [p for p in parts if p.kind is not None]
+    defect = np.array([p.defective for p in known], bool)
+    if not known or defect.all() or not defect.any():
+        return []
+    found: list[tuple[str, str, float, float]] = []
+    if (point := _point(known)) is not None:
+        found.append(("calibrated", "calibrated", *point))
+    oracle = figures.no_escape(Known(np.array([p.score for p in known]), defect, np.arange(len(known))))
+    found.append(("oracle", "no escape (read off the test, promises nothing)", *oracle))
+    return [*found, ("now", "where the slider stands", 0.0, 0.0)]
 
 
 def _galleries(report: Report) -> tuple[list[tuple[Gallery, list[dict[str, Any]]]], int]:
     """The first pictures of each gallery in turn, until the page is full; and how many these are."""
-    turns = sorted((rank, g) for g, gallery in enumerate(report.galleries) for rank in range(len(gallery.pictures)))
+    turns = sorted((rank, g) for g, chosen in enumerate(report.galleries) for rank in range(len(chosen.pictures)))
     cards: list[list[dict[str, Any]]] = [[] for _ in report.galleries]
     room = MAX_PICTURE_BYTES
     for rank, g in turns[:MAX_PICTURES]:
-        card = _card(report.galleries[g].pictures[rank], report.scale)
+        card = _card(report.galleries[g].pictures[rank], report.scale, THUMBNAIL_PX)
         room -= sum(len(pane) for pane, _ in card["panes"])
         if room < 0:
             break
@@ -242,22 +331,25 @@ def _galleries(report: Report) -> tuple[list[tuple[Gallery, list[dict[str, Any]]
     return [pair for pair in zip(report.galleries, cards, strict=True) if pair[1]], sum(map(len, cards))
 
 
-def _card(picture: Picture, scale: Scale) -> dict[str, Any]:
-    small = heatmap.thumbnail(picture.image, THUMBNAIL_PX)
+def _card(picture: Picture, scale: Scale, side: int) -> dict[str, Any]:
+    small = heatmap.thumbnail(picture.image, side)
     try:
-        panes = [(_data_uri(small), "picture")]
+        panes = [(_uri(small), "picture")]
         if picture.mask is not None and picture.mask.any():
-            panes.append((_data_uri(heatmap.outlined(small, picture.mask)), "mask"))
-        panes.append((_data_uri(heatmap.overlay(small, picture.map, scale)), "map"))
+            panes.append((_uri(heatmap.outlined(small, picture.mask)), "mask"))
+        coded = picture.map.dtype == np.uint8
+        over = (gallery.painted if coded else heatmap.overlay)(small, picture.map, scale)
+        panes.append((_uri(over), "map"))
     except DataError as error:
         raise DataError(f"{picture.name}: {error}") from error
-    return {"picture": picture, "wrong": _wrong(picture), "panes": panes, "size": small.shape[1::-1]}
+    if picture.near is not None:
+        panes.append((_uri(heatmap.thumbnail(picture.near, side)), "nearest good"))
+    wrong = Part(picture.part, picture.kind, picture.score, picture.verdict, ()).wrong
+    return {"picture": picture, "wrong": wrong, "panes": panes, "size": small.shape[1::-1]}
 
 
-def _data_uri(image: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "JPEG", quality=80, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+def _uri(image: np.ndarray) -> str:
+    return "data:image/jpeg;base64," + gallery.jpeg(image)
 
 
 def _figure(value: float) -> str:

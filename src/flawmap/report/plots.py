@@ -1,15 +1,16 @@
-"""Drawings of the report as SVG text: scores in lanes, ROC, bounds of a rate, the colours of the maps.
+"""Drawings of the report as SVG text: scores in lanes, bounds of a rate, the colours of the maps.
 
 Colours and fonts come from the page's CSS classes, so that dark mode and print reach the drawings. What is wrong is
 hatched and named, never told by colour alone. All text is escaped. A drawing's `ident` must be unique on its page.
+What stands for one part of the test carries its number, `data-p`, by which the page's script finds it.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -26,6 +27,8 @@ class Lane(NamedTuple):
     scores: np.ndarray  # (n,), n > 0
     wrong: np.ndarray  # (n,) bool
     rug: bool = False  # draw every score as a tick as well
+    ids: Sequence[int] | None = None  # numbers of the parts: each gets a mark of its own in the bar
+    good: bool = True  # the wrong ones are the high scores, else the low ones
 
 
 class Axis(NamedTuple):
@@ -50,77 +53,64 @@ def lanes(groups: Sequence[Lane], threshold: float | None, ident: str, width: in
     parts = [_hatch(ident)]
     for tick in ticks(axis.low, axis.high, 6 if width < 500 else 10):
         x = axis.at(tick)
-        parts += [_line("grid", x, top, x, floor), _text("tick", x, floor + 20, f"{tick:g}")]
+        parts += [line("grid", x, top, x, floor), text("tick", x, floor + 20, f"{tick:g}")]
     if threshold is not None:
         x = axis.at(threshold)
         anchor, shift = ("end", -6) if x > width / 2 else ("start", 6)
-        parts.append(_line("threshold", x, 4, x, floor))
-        parts.append(_text("threshold-label", x + shift, 15, f"threshold {score(threshold)}", anchor))
+        parts.append(line("threshold", x, 4, x, floor))
+        parts.append(text("threshold-label", x + shift, 15, f"threshold {score(threshold)}", anchor))
     for row, group in enumerate(groups):
         parts += _lane(group, edges, axis, top + row * (LABEL + bars + GAP) + LABEL, bars, ident)
-    parts.append(_text("axis-title", (axis.start + axis.end) / 2, floor + 40, "score of a part, higher is stranger"))
+    parts.append(text("axis-title", (axis.start + axis.end) / 2, floor + 40, "score of a part, higher is stranger"))
     told = "; ".join(f"{g.label}: {_span(g.scores)}" for g in groups)
-    return _svg(parts, width, floor + AXIS, ident, title, told)
+    return svg(parts, width, floor + AXIS, ident, title, told, x=axis, floor=floor)
 
 
 def _lane(group: Lane, edges: np.ndarray, axis: Axis, top: float, bars: float, ident: str) -> list[Markup]:
     """One histogram with its label above and its own height; in a bar the wrong parts are hatched and stand lowest."""
     every, _ = np.histogram(group.scores, edges)
-    wrong, _ = np.histogram(group.scores[group.wrong], edges)
     tallest, floor = int(every.max()), top + bars
-    parts = [_text("lane", axis.start, top - 5, _short(group.label), "start")]
-    for low, high, n, bad in zip(edges[:-1], edges[1:], every, wrong, strict=True):
-        x, width = axis.at(low) + 0.5, axis.at(high) - axis.at(low) - 1
-        if bad:
-            tall = bad / tallest * bars
-            parts.append(_rect("bar wrong", x, floor - tall, width, tall, f"url(#{ident}-hatch)"))
-        if n > bad:
-            parts.append(_rect("bar", x, floor - n / tallest * bars, width, (n - bad) / tallest * bars))
+    parts = [text("lane", axis.start, top - 5, _short(group.label), "start")]
+    if group.ids is None:
+        wrong, _ = np.histogram(group.scores[group.wrong], edges)
+        for low, high, n, bad in zip(edges[:-1], edges[1:], every, wrong, strict=True):
+            x, width = axis.at(low) + 0.5, axis.at(high) - axis.at(low) - 1
+            if bad:
+                tall = bad / tallest * bars
+                parts.append(rect("bar wrong", x, floor - tall, width, tall, f"url(#{ident}-hatch)"))
+            if n > bad:
+                parts.append(rect("bar", x, floor - n / tallest * bars, width, (n - bad) / tallest * bars))
+    else:
+        parts += _cells(group, group.ids, edges, axis, floor, bars / tallest, ident)
     if group.rug:
-        parts += [_line("rug", axis.at(s), floor, axis.at(s), floor + 6) for s in group.scores]
-    parts.append(_line("axis", axis.start, floor, axis.end, floor))
-    parts.append(_text("tick", axis.start - 6, top + 8, str(tallest), "end"))
+        parts += [line("rug", axis.at(s), floor, axis.at(s), floor + 6) for s in group.scores]
+    parts.append(line("axis", axis.start, floor, axis.end, floor))
+    parts.append(text("tick", axis.start - 6, top + 8, str(tallest), "end"))
     return parts
 
 
-def roc(good: np.ndarray, bad: np.ndarray, point: tuple[float, float] | None, ident: str) -> Markup:
-    """Share of defective parts found against share of good parts refused; `point` is (refused, found) as judged."""
-    x, y = Axis(0, 1, 58, 346), Axis(0, 1, 306, 12)
-    cuts = np.unique(np.concatenate([good, bad]))[::-1]
-    refused = np.concatenate([[0.0], 1 - np.searchsorted(np.sort(good), cuts) / len(good)])
-    found = np.concatenate([[0.0], 1 - np.searchsorted(np.sort(bad), cuts) / len(bad)])
-    path = " ".join(f"{x.at(a):.1f},{y.at(b):.1f}" for a, b in zip(refused, found, strict=True))
-    parts = []
-    for rate in (0.0, 0.25, 0.5, 0.75, 1.0):
-        share = f"{100 * rate:.0f}\N{NARROW NO-BREAK SPACE}%"
-        parts += [_line("grid", x.at(rate), y.end, x.at(rate), y.start), _text("tick", x.at(rate), y.start + 20, share)]
-        parts += [_line("grid", x.start, y.at(rate), x.end, y.at(rate))]
-        parts += [_text("tick", x.start - 8, y.at(rate) + 4, share, "end")]
-    parts.append(_line("chance", x.start, y.start, x.end, y.end))
-    parts.append(Markup('<polyline class="curve" points="{}"/>').format(path))
-    parts.append(_text("axis-title", (x.start + x.end) / 2, 352, "good parts refused (false alarms)"))
-    turned = Markup('<text class="axis-title" transform="translate(10 {}) rotate(-90)" text-anchor="middle">{}</text>')
-    parts.append(turned.format((y.start + y.end) / 2, "defective parts found"))
-    told = f"{len(good)} good and {len(bad)} defective parts."
-    if point is not None:
-        told += f" At the threshold {percent(point[1])} of the defective parts are found"
-        told += f" and {percent(point[0])} of the good parts refused."
-        parts += _operating_point(x.at(point[0]), y.at(point[1]), point)
-    return _svg(parts, 360, 360, ident, "ROC: every trade of escapes against false alarms", told)
-
-
-def _operating_point(x: float, y: float, point: tuple[float, float]) -> list[Markup]:
-    anchor, shift = ("end", -12) if point[0] > 0.5 else ("start", 12)
-    down = 22 if point[1] > 0.2 else -30
-    lines = ("at the threshold", f"{percent(point[1])} found", f"{percent(point[0])} refused")
-    dot = Markup('<circle class="point" cx="{:.1f}" cy="{:.1f}" r="6"/>').format(x, y)
-    return [dot, *(_text("label", x + shift, y + down + 16 * i, line, anchor) for i, line in enumerate(lines))]
+def _cells(
+    group: Lane, ids: Sequence[int], edges: np.ndarray, axis: Axis, floor: float, tall: float, ident: str
+) -> Iterator[Markup]:
+    """One mark a part, on top of each other where parts share a bin."""
+    bins = np.clip(np.searchsorted(edges, group.scores, side="right") - 1, 0, len(edges) - 2)
+    standing = np.zeros(len(edges) - 1, int)
+    gap = min(0.15 * tall, 1.0) if tall > 2.5 else 0.0
+    for i in np.argsort(-group.scores if group.good else group.scores, kind="stable"):
+        cell = bins[i]
+        low, high = (axis.at(float(edge)) for edge in edges[cell : cell + 2])
+        x, width = low + 0.5, high - low - 1
+        standing[cell] += 1
+        paint = Markup(' fill="url(#{}-hatch)"').format(ident) if group.wrong[i] else ""
+        shape = Markup('<rect class="{}" data-p="{}" x="{:.1f}" y="{:.2f}" width="{:.1f}" height="{:.2f}"{}/>')
+        name, y = "bar wrong" if group.wrong[i] else "bar", floor - standing[cell] * tall + gap
+        yield shape.format(name, ids[i], x, y, width, tall - gap, paint)
 
 
 def interval(low: float, rate: float, high: float) -> Markup:
     """A rate and its bounds on a line from 0 to 100 %; the numbers stand beside it, so it is hidden from readers."""
-    parts = [_line("axis", 4, 8, 124, 8), _line("axis", 4, 4, 4, 12), _line("axis", 124, 4, 124, 12)]
-    parts.append(_rect("bounds", 4 + 120 * low, 5, max(120 * (high - low), 1), 6))
+    parts = [line("axis", 4, 8, 124, 8), line("axis", 4, 4, 4, 12), line("axis", 124, 4, 124, 12)]
+    parts.append(rect("bounds", 4 + 120 * low, 5, max(120 * (high - low), 1), 6))
     parts.append(Markup('<circle class="point" cx="{:.1f}" cy="8" r="4"/>').format(4 + 120 * rate))
     return Markup('<svg class="interval" viewBox="0 0 128 16" aria-hidden="true" focusable="false">{}</svg>').format(
         Markup("").join(parts)
@@ -131,18 +121,18 @@ def legend(scale: Scale, ident: str) -> Markup:
     """The colours of the maps with the threshold marked, over the middle grey of an ordinary picture."""
     axis, cell = Axis(scale.low, scale.high, 8, 352), 4
     values = np.linspace(scale.low, scale.high, 344 // cell, dtype=np.float32)
-    parts = [_rect("ground", axis.start, 6, axis.end - axis.start, 18)]
+    parts = [rect("ground", axis.start, 6, axis.end - axis.start, 18)]
     for i, (red, green, blue, alpha) in enumerate(colour(values[None], scale)[0]):
-        parts.append(_rect("step", axis.start + i * cell, 6, cell, 18, f"rgb({red},{green},{blue})", alpha / 255))
-    parts.append(_text("tick", axis.start, 42, score(scale.low), "start"))
-    parts.append(_text("tick", axis.end, 42, f"≥ {score(scale.high)}", "end"))
+        parts.append(rect("step", axis.start + i * cell, 6, cell, 18, f"rgb({red},{green},{blue})", alpha / 255))
+    parts.append(text("tick", axis.start, 42, score(scale.low), "start"))
+    parts.append(text("tick", axis.end, 42, f"≥ {score(scale.high)}", "end"))
     told = f"From {score(scale.low)} to {score(scale.high)}"
     if scale.threshold > scale.low:
         x = axis.at(scale.threshold)
-        parts.append(_line("threshold", x, 2, x, 28))
-        parts.append(_text("threshold-label", x, 42, f"threshold {score(scale.threshold)}"))
+        parts.append(line("threshold", x, 2, x, 28))
+        parts.append(text("threshold-label", x, 42, f"threshold {score(scale.threshold)}"))
         told += f"; the ramp starts at the threshold, {score(scale.threshold)}, and below it is a pale veil"
-    return _svg(parts, 360, 48, ident, "Colours of the maps", told + ".")
+    return svg(parts, 360, 48, ident, "Colours of the maps", told + ".")
 
 
 def percent(rate: float) -> str:
@@ -194,26 +184,33 @@ def _hatch(ident: str) -> Markup:
     ).format(ident)
 
 
-def _svg(parts: Sequence[Markup], width: float, height: float, ident: str, title: str, told: str) -> Markup:
+def svg(
+    parts: Sequence[Markup], width: float, height: float, ident: str, title: str, told: str, **about: Any
+) -> Markup:
+    """The drawing; axes and heights in `about` are told to the page's script: x, y, floor."""
+    data = Markup("").join(
+        Markup(' data-{}="{}"').format(name, " ".join(f"{v:.10g}" for v in np.atleast_1d(np.asarray(value, float))))
+        for name, value in about.items()
+    )
     return Markup(
-        '<svg viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-labelledby="{i}-t {i}-d">'
+        '<svg viewBox="0 0 {w} {h}" width="{w}" height="{h}" role="img" aria-labelledby="{i}-t {i}-d" data-i="{i}"{a}>'
         '<title id="{i}-t">{t}</title><desc id="{i}-d">{d}</desc>{p}</svg>'
-    ).format(w=width, h=height, i=ident, t=_legal(title), d=_legal(told), p=Markup("").join(parts))
+    ).format(w=width, h=height, i=ident, a=data, t=_legal(title), d=_legal(told), p=Markup("").join(parts))
 
 
-def _line(name: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
+def line(name: str, x1: float, y1: float, x2: float, y2: float) -> Markup:
     return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(name, x1, y1, x2, y2)
 
 
-def _rect(name: str, x: float, y: float, w: float, h: float, fill: str | None = None, opacity: float = 1) -> Markup:
+def rect(name: str, x: float, y: float, w: float, h: float, fill: str | None = None, opacity: float = 1) -> Markup:
     paint = Markup(' fill="{}" fill-opacity="{:.3f}"').format(fill, opacity) if fill else ""
     shape = Markup('<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"{}/>')
     return shape.format(name, x, y, w, h, paint)
 
 
-def _text(name: str, x: float, y: float, text: str, anchor: str = "middle") -> Markup:
+def text(name: str, x: float, y: float, words: str, anchor: str = "middle") -> Markup:
     shape = Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
-    return shape.format(name, x, y, anchor, escape(_legal(text)))
+    return shape.format(name, x, y, anchor, escape(_legal(words)))
 
 
 def _legal(text: str) -> str:

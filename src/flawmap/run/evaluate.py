@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flawmap.errors import CalibrationError, DataError
+from flawmap.errors import CalibrationError
 from flawmap.images import folder as _folder
 from flawmap.images.decode import read_mask
 from flawmap.images.loco import regions
 from flawmap.images.protocol import Protocol
 from flawmap.images.protocol import protocol as chosen
+from flawmap.report.gallery import codes
 from flawmap.run.model import Model
 from flawmap.run.progress import progress
 from flawmap.run.recipe import digest, write_csv, write_json
+from flawmap.run.show import scale, test_report
 from flawmap.types import Sample, Verdict
 from flawmap.verdict.bootstrap import bootstrap
-from flawmap.verdict.calibration import Calibration
 from flawmap.verdict.metrics import auroc, average_precision, fpr_at_no_escape, summary
 from flawmap.verdict.pixels import PixelMetrics
 
@@ -36,6 +36,8 @@ class Scored:
     peak: float
     verdict: Verdict | None = None
     p_value: float | None = None
+    part_score: float | None = None  # by the calibration's rule for views
+    small: np.ndarray | None = field(default=None, repr=False, compare=False)  # its map for the report, 4 kB of uint8
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,17 @@ def evaluate(
     out.mkdir(parents=True, exist_ok=True)
     head = ["name", "part", "kind", "score", "peak", "verdict", "p_value"]
     write_csv(out / "scores.csv", head, [_row(entry) for entry in scored])
-    write_json(out / "metrics.json", {**metrics, "notes": notes, "bundle_sha256": model.bundle.sha256})
-    from flawmap.run.show import test_report
-
+    about = {"pictures_sha256": digest(tested), **_made_by(model)}
+    write_json(out / "metrics.json", {**metrics, "notes": notes, **about})
     test_report(model, evaluated, out / "report.html")
     return evaluated
+
+
+def _made_by(model: Model) -> dict[str, Any]:
+    """What is said of the model beside its figures, so that a comparison (run/versus.py) needs no bundle."""
+    told = ("policy", "sentence", "threshold", "review_threshold", "rule")
+    calibration = model.calibration and {key: getattr(model.calibration, key, None) for key in told}
+    return {"method": model.bundle.config["title"], "bundle_sha256": model.bundle.sha256, "calibration": calibration}
 
 
 def in_words(evaluated: Evaluated) -> dict[str, str]:
@@ -101,50 +109,12 @@ def in_words(evaluated: Evaluated) -> dict[str, str]:
         if (rate := m.get(key)) is not None:
             bounds = f"95 % bounds {rate['low']:.1%} to {rate['high']:.1%}"
             words[label] = f"{rate['count']} of {rate['n']} parts ({bounds})"
+    if m.get("reviews"):
+        words["for review"] = f"{m['reviews']} of {m['parts']} parts"
     words["a picture takes"] = f"{m['seconds_per_picture'] * 1000:.0f} ms from disk to map"
     for number, note in enumerate(evaluated.notes):
         words[f"note {number + 1}"] = note
     return words
-
-
-def calibrate(
-    model: Model,
-    source: Any,
-    *,
-    false_alarm: float | None = None,
-    part_pattern: str | None = None,
-    skip_bad: bool = False,
-) -> Model:
-    """The model with a calibration from other good parts, none of which it was fitted on."""
-    samples = [s for s in _folder.find(source, part_pattern=part_pattern) if s.good]
-    samples, _ = _folder.check(samples, skip_bad=skip_bad)
-    if not samples:
-        raise DataError(f"{source}: no good pictures to calibrate on")
-    _refuse_fitted(model, samples)
-    found = []
-    with progress("calibrating", len(samples)) as tick:
-        for number, sample in enumerate(samples):
-            found.append(_score(model, sample, None))
-            tick(number + 1)
-    calibration = Calibration.from_good(
-        [f.sample.part for f in found],
-        [f.score for f in found],
-        [f.peak for f in found],
-        false_alarm=false_alarm,
-        data_sha256=digest(samples),
-        engine=model.engine.name,
-        created=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    )
-    config = {**model.bundle.config, "map_typical": float(np.median([f.peak for f in found]))}
-    golden = [{**entry, "nok": entry["score"] > calibration.threshold} for entry in model.bundle.json("golden.json")]
-    card = model.card.split("\n\n", 2)
-    files = {
-        "calibration.json": json.dumps(calibration.to_dict(), indent=1).encode(),
-        "config.json": json.dumps(config, indent=1).encode(),
-        "golden.json": json.dumps(golden, indent=1).encode(),
-        "card.md": "\n\n".join([card[0], calibration.sentence, *card[2:]]).encode(),
-    }
-    return Model(model.bundle.replace(files))
 
 
 class Pixels:
@@ -209,7 +179,8 @@ def _score(model: Model, sample: Sample, pixels: Pixels | None) -> Scored:
         raise CalibrationError(f"{sample.name}: the score or the map is not a number, so no verdict can be given")
     if pixels is not None and sample.kind is not None:
         pixels.add(sample, map, whole)
-    return Scored(sample, score, float(whole.max()))
+    small = None if pixels is None else codes(whole, scale(model))
+    return Scored(sample, score, float(whole.max()), small=small)
 
 
 def _judged(model: Model, scored: list[Scored], notes: list[str]) -> list[Scored]:
@@ -217,22 +188,28 @@ def _judged(model: Model, scored: list[Scored], notes: list[str]) -> list[Scored
     if model.calibration is None:
         notes.append("the model is not calibrated: scores and maps, no verdicts")
         return scored
+    if model.unfit:
+        notes.append(f"no verdicts: {model.unfit}, with flawmap calibrate")
+        return scored
     parts: dict[str, list[Scored]] = {}
     for entry in scored:
         parts.setdefault(entry.sample.part, []).append(entry)
     judged, refused = {}, 0
     for part, views in parts.items():
         try:
-            verdict = model.calibration.verdict([v.score for v in views])
-            judged[part] = (verdict, model.calibration.p_value(max(v.score for v in views)))
+            judged[part] = model.judge([v.score for v in views])
         except CalibrationError:
             refused += 1
-            judged[part] = (None, None)
+            judged[part] = (max(v.score for v in views), None, None)
     if refused:
         low, high = model.calibration.views
         known = f"{low}" if low == high else f"{low} to {high}"
         notes.append(f"{refused} of {len(parts)} parts got no verdict: the calibration judges parts of {known} views")
-    return [replace(e, verdict=judged[e.sample.part][0], p_value=judged[e.sample.part][1]) for e in scored]
+    found = []
+    for entry in scored:
+        score, verdict, p_value = judged[entry.sample.part]
+        found.append(replace(entry, verdict=verdict, p_value=p_value, part_score=score))
+    return found
 
 
 def _image_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
@@ -254,7 +231,7 @@ def _image_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
         counts = summary(
             [p.score for p in judged], [p.sample.kind for p in judged], [p.verdict or Verdict.NOK for p in judged]
         )
-        found |= {key: counts[key] for key in ("false_alarms", "escapes")}
+        found |= {key: counts[key] for key in ("false_alarms", "escapes", "reviews")}
         for kind, row in found["kinds"].items():
             row["escapes"] = counts["kinds"].get(kind, {}).get("escapes")
             row["judged"] = counts["kinds"].get(kind, {}).get("n", 0)
@@ -272,18 +249,7 @@ def _by_part(scored: Sequence[Scored]) -> list[Scored]:
         kind = next((e.sample.kind for e in (seen, entry) if not e.sample.good), seen.sample.kind)
         strangest = max(seen, entry, key=lambda e: e.score)
         parts[entry.sample.part] = replace(strangest, sample=replace(strangest.sample, kind=kind))
-    return list(parts.values())
-
-
-def _refuse_fitted(model: Model, samples: Sequence[Sample]) -> None:
-    rows = [json.loads(line) for line in model.bundle.files["data.jsonl"].splitlines()]
-    fitted = {row["sha256"]: row["name"] for row in rows if row.get("role", "").startswith("fit")}
-    for sample in samples:
-        if (name := fitted.get(_folder.sha256(sample))) is not None:
-            raise DataError(
-                f"{sample.name}: the model was fitted on this very picture ({name}); a calibration from pictures it "
-                "knows would promise too much. Give good parts that it has not seen"
-            )
+    return [e if e.part_score is None else replace(e, score=e.part_score) for e in parts.values()]
 
 
 def _row(entry: Scored) -> list[str]:

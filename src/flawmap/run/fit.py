@@ -32,6 +32,7 @@ from flawmap.run.engine import OnnxEngine, TorchEngine, device_named
 from flawmap.run.estimate import advice, estimate
 from flawmap.run.feed import Feed, folders_of, generic_of, synthesis_of
 from flawmap.run.model import Model, load
+from flawmap.run.nearest import sizes
 from flawmap.run.progress import progress, say
 from flawmap.run.recipe import Log, Recipe, digest, environment, peak_mb, run_folder, write_csv, write_data, write_json
 from flawmap.run.roles import CALIBRATION, roles
@@ -50,6 +51,7 @@ def fit(
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
     false_alarm: float | None = None,
+    confidence: float | None = None,
     held_out: float = 0.2,
     folds: int = 5,
     shots: int | None = None,
@@ -65,11 +67,9 @@ def fit(
 ) -> Model:
     """A calibrated model from good pictures: a folder, a list (.csv, .jsonl), files or arrays.
 
-    Of a data set with train and test, only the good pictures of train are used; with `shots` only so many of their
-    parts, the draw `draw` of many. `held_out` is the share of the parts that calibrate: with 0 there is no verdict.
-    `resume` goes on with the newest unfinished run of the same recipe, or with the run folder it names; it is
-    `model.run`. `name` is what the pictures are called where `source` is no path; `protocol` says how they come to the
-    network's size (images/protocol.py); `watch` looks on while it trains.
+    Of a data set only the good pictures of train are used; with `shots` so many of their parts. `held_out` is the share
+    of the parts that calibrate: with 0 there is no verdict. `resume` goes on with the newest unfinished run of the same
+    recipe, or with the run folder it names. `name` is what the pictures are called where `source` is no path.
     """
     if not 0 <= held_out < 1 or folds < 2:
         raise UsageError("held_out is a share from 0 to below 1, folds are at least 2")
@@ -90,6 +90,7 @@ def fit(
         draw=draw if shots is not None else None,
         resize=chosen(protocol).resize,
         false_alarm=false_alarm,
+        confidence=confidence,
         device=device_named(device),
     )
     return _together(Fitting(recipe, detector, samples, left_out, watch), Path(out), resume)
@@ -275,6 +276,7 @@ class Fitting:
             [c.score for c in self.calibrated],
             [c.peak for c in self.calibrated],
             false_alarm=self.recipe.false_alarm,
+            confidence=self.recipe.confidence,
             cross_fitted=self.roles.crossed,
             data_sha256=self.recipe.data_sha256,
             engine=engine,
@@ -366,6 +368,7 @@ class Fitting:
             "intake": self.intake.to_dict(),
             "map_typical": float(np.median(peaks)) if peaks else 0.0,
             **detector.given(),
+            **sizes(detector, (self.samples[i].source for i in self.roles.fitted)),
             "recipe": {**asdict(self.recipe), "data": Path(self.recipe.data).name},
             "environment": environment(),
             "parity": {key: value for key, value in parity.items() if key != "pictures"},

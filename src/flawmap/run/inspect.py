@@ -61,7 +61,7 @@ def _line(found: Inspection) -> str:
     where = [
         f"{r.box[0]},{r.box[1]} {r.box[2] - r.box[0]}x{r.box[3] - r.box[1]}" for view in found.regions for r in view
     ]
-    show = found.verdict == Verdict.NOK and where
+    show = found.verdict in (Verdict.NOK, Verdict.REVIEW) and where
     regions = f"  at {'; '.join(where[:3])}{' ...' if len(where) > 3 else ''}" if show else ""
     return f"{verdict:<4} {found.score:10.4f}{p_value}  {found.part}{regions}"
 
@@ -78,7 +78,15 @@ def _entry(found: Inspection) -> dict[str, Any]:
                 "name": name,
                 "score": score,
                 "regions": [
-                    {"box": r.box, "area_px": r.area_px, "centroid": r.centroid, "peak": r.peak} for r in regions
+                    {
+                        "box": r.box,
+                        "area_px": r.area_px,
+                        "area_mm2": r.area_mm2,
+                        "centroid": r.centroid,
+                        "peak": r.peak,
+                        "contour": r.contour,
+                    }
+                    for r in regions
                 ],
             }
             for name, score, regions in zip(found.names, found.scores, found.regions, strict=True)

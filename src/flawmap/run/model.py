@@ -12,7 +12,7 @@ from flawmap.errors import BundleError, CalibrationError, UsageError
 from flawmap.images.decode import Intake
 from flawmap.run.bundle import Bundle, read
 from flawmap.run.engine import Engine, OnnxEngine, TorchEngine
-from flawmap.types import Inspection, Region
+from flawmap.types import Inspection, Region, Verdict
 from flawmap.verdict.calibration import Calibration
 from flawmap.verdict.regions import regions
 
@@ -58,7 +58,7 @@ class Model:
     def inspect_part(
         self, views: Sequence[Source], *, names: Sequence[str] | None = None, part: str = ""
     ) -> Inspection:
-        """All views of one part: its score is the largest of theirs, and there is one verdict."""
+        """All views of one part: its score is the largest of theirs, or by the calibration's rule; one verdict."""
         if not views:
             raise UsageError("a part without a picture cannot be judged")
         if names is None:
@@ -67,10 +67,12 @@ class Model:
         for name, score, map in zip(names, scores, maps, strict=True):
             if not (np.isfinite(score) and np.isfinite(map).all()):
                 raise CalibrationError(f"{name}: the score or the map is not a number, so no verdict can be given")
-        score, calibration = max(scores), self.calibration
+        calibration = self.calibration
         found: list[tuple[Region, ...]] = [()] * len(views)
         if calibration:
-            found = [regions(map, calibration.map_threshold) for map in maps]
+            marked = (calibration.map_threshold, calibration.min_area_px, calibration.pitch_mm)
+            found = [regions(map, *marked) for map in maps]
+        score, verdict, p_value = self.judge(scores)
         return Inspection(
             names=tuple(names),
             part=part or names[0],
@@ -78,10 +80,28 @@ class Model:
             scores=scores,
             maps=maps,
             regions=tuple(found),
-            verdict=calibration.verdict(scores) if calibration else None,
-            p_value=calibration.p_value(score) if calibration else None,
+            verdict=verdict,
+            p_value=p_value,
             threshold=calibration.threshold if calibration else None,
         )
+
+    def judge(self, scores: Sequence[float]) -> tuple[float, Verdict | None, float | None]:
+        """Score, verdict and p-value of a part by the scores of its views; no verdict without a calibration.
+
+        CalibrationError: too many or too few views, NaN, or a calibration that does not hold for this engine.
+        """
+        if self.calibration is None:
+            return max(scores), None, None
+        if self.unfit:
+            raise CalibrationError(f"{self.unfit}, with flawmap calibrate")
+        score = self.calibration.score(scores)
+        return score, self.calibration.verdict(scores), self.calibration.p_value(score)
+
+    @property
+    def unfit(self) -> str | None:
+        """Why the calibration does not hold for this engine, or None."""
+        passed = self.bundle.config.get("parity", {}).get("engines", ())
+        return self.calibration.unfit(self.engine.name, passed) if self.calibration else None
 
     def predict(self, picture: Source) -> tuple[float, np.ndarray]:
         """Score, and the map in the size of the picture as given: (H, W) float32."""

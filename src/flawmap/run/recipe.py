@@ -40,6 +40,7 @@ class Recipe:
     draw: int | None = None
     resize: int | None = None  # pixels of the shorter side before the middle is taken; None: squashed
     false_alarm: float | None = None  # None: max(1 %, 1 / (parts + 1))
+    confidence: float | None = None  # with which the rate holds; None: on average over calibrations
     device: str = "cpu"
 
     def write(self, path: Path) -> None:

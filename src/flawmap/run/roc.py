@@ -14,9 +14,9 @@ from flawmap.run.pages import NOT_RUN, absent, conditions, notes
 from flawmap.run.reproduce import Pairs, Recipe, Row, SamplesOf, Size, head
 from flawmap.run.table import Job, Score, Table
 from flawmap.types import GOOD
-from flawmap.verdict.calibration import clopper_pearson
 from flawmap.verdict.metrics import auroc, f1_max, fpr_at_no_escape
 from flawmap.verdict.metrics import roc as roc_points
+from flawmap.verdict.rates import clopper_pearson
 
 ONE_CLASS = "good and defective ones are needed"
 ORACLE = "ORACLE"  # read off the answers: for comparison, never an operating point

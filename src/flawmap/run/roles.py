@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flawmap.detectors.base import Detector
-from flawmap.errors import CalibrationError
 from flawmap.images.split import split
 from flawmap.run.progress import say
 from flawmap.run.recipe import Recipe
 from flawmap.types import Sample
-from flawmap.verdict.calibration import least_parts
+from flawmap.verdict.rates import check_rate, least_parts, rank
 
 FIT, SCALE, CALIBRATION = "fit", "fit: scale of the maps", "calibration"
 CROSSED = "fit and calibration (cross-fitted)"
@@ -70,13 +69,12 @@ def _crosses(parts: int, recipe: Recipe, detector: Detector) -> bool:
     target = recipe.false_alarm or 0.01
     if not recipe.held_out or not detector.cross_fits or parts < 2:
         return False
-    return int(parts * recipe.held_out) < least_parts(target)
+    return int(parts * recipe.held_out) < least_parts(target, recipe.confidence)
 
 
 def _check(recipe: Recipe, count: int) -> None:
-    if recipe.false_alarm is not None and least_parts(recipe.false_alarm) > count:
-        least = f"{100 / (count + 1):.1f} %" if count else "nothing"
-        raise CalibrationError(
-            f"{count} good parts for calibration cannot promise {recipe.false_alarm * 100:g} % false alarms: "
-            f"the least they can promise is {least} on average; it takes {least_parts(recipe.false_alarm)}"
-        )
+    """Before anything is computed: whether so many parts can keep what was asked for."""
+    if recipe.false_alarm is not None:
+        rank(recipe.false_alarm, count, recipe.confidence)
+    elif recipe.confidence is not None:
+        check_rate(recipe.confidence, "the confidence")

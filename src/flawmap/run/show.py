@@ -1,9 +1,13 @@
-"""What the report of a run shows: chosen here, drawn by report/. Galleries are read and scored again, not kept."""
+"""What the report of a run shows: chosen here, drawn by report/.
+
+Pictures are read again when the page asks for them, one at a time; of their maps, small ones were kept while judging.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,8 +15,10 @@ import numpy as np
 from flawmap.images.decode import decode, read_mask
 from flawmap.report.heatmap import Scale, anchored
 from flawmap.report.page import Gallery, Picture, Report, Scored, write
+from flawmap.report.parts import picks
 from flawmap.run.bundle import given
 from flawmap.run.model import Model
+from flawmap.run.nearest import crop, nearest
 from flawmap.types import GOOD, Sample, Verdict
 
 if TYPE_CHECKING:
@@ -44,40 +50,26 @@ def fit_report(model: Model, fitting: Fitting) -> Path:
         galleries=[gallery for gallery in galleries if gallery.pictures],
         facts=facts(model),
         notes=[f"left out: {name}: {reason}" for name, reason in fitting.left_out],
+        losses=_losses(fitting),
     )
     return write(report, fitting.run / "report.html")
 
 
 def test_report(model: Model, evaluated: Evaluated, path: Path) -> Path:
     """What the model makes of a test set."""
-    bad = [e for e in evaluated.pictures if not e.sample.good]
-    good = [e for e in evaluated.pictures if e.sample.good]
-    missed = sorted((e for e in bad if e.verdict == Verdict.OK), key=lambda e: e.score)
-    alarms = sorted((e for e in good if e.verdict == Verdict.NOK), key=lambda e: -e.score)
-    wanted = [
-        ("Worst misses", missed, "Defective parts that passed, the least suspicious first."),
-        ("Worst false alarms", alarms, "Good parts that were rejected, the strangest first."),
-        ("Hardest defects", sorted(bad, key=lambda e: e.score), "The lowest scores among defective pictures."),
-        ("Strangest good pictures", sorted(good, key=lambda e: -e.score), "The highest scores among good pictures."),
-        ("Typical defects", _typical(bad), "The median score of each kind, and its neighbours."),
-    ]
-    galleries = []
-    for title, entries, note in wanted:
-        pictures = [_tested(model, entry) for entry in entries[:ROW]]
-        if pictures:
-            galleries.append(Gallery(title, pictures, note))
+    scores = [Scored(e.sample.name, e.sample.part, e.sample.kind, e.score, e.verdict) for e in evaluated.pictures]
     report = Report(
         title=_title(model),
         subtitle=f"tested on {len(evaluated.pictures)} pictures of {evaluated.source}",
         scale=scale(model),
         calibration=model.calibration,
         metrics=evaluated.metrics,
-        scores=[Scored(e.sample.name, e.sample.part, e.sample.kind, e.score, e.verdict) for e in evaluated.pictures],
-        galleries=galleries,
+        scores=scores,
         facts=facts(model),
         notes=evaluated.notes,
     )
-    return write(report, path)
+    why = _explained(report)
+    return write(replace(report, picture=lambda i: _tested(model, evaluated.pictures[i], i in why)), path)
 
 
 def bundle_report(model: Model, path: Path) -> Path:
@@ -123,6 +115,10 @@ def facts(model: Model) -> list[tuple[str, list[tuple[str, Any]]]]:
             ("threshold", f"{c.threshold:.6g}"),
             ("map threshold", f"{c.map_threshold:.6g}"),
             ("scores from", "cross-fitting" if c.cross_fitted else "parts held out of fitting"),
+            *([("known defective parts", len(c.defect_scores))] if c.defect_scores else []),
+            *((f"cost: {name.replace('_', ' ')}", f"{value:g}") for name, value in c.costs.items()),
+            ("calibrated on, SHA-256", c.data_sha256),
+            ("with", c.engine),
             ("made", c.created),
         ]
     return [
@@ -157,21 +153,42 @@ def _good(model: Model, entry: Any, maps: Mapping[str, np.ndarray]) -> Picture:
     )
 
 
-def _tested(model: Model, entry: Any) -> Picture:
+def _tested(model: Model, entry: Any, explained: bool) -> Picture:
     s: Sample = entry.sample
     image = decode(s.source)
-    map = model.predict(s.source)[1]
+    map = model.predict(s.source)[1] if entry.small is None else entry.small
     mask = None if s.mask is None else read_mask(s.mask, image.shape[:2])
-    return Picture(s.name, s.part, s.kind, entry.score, entry.verdict, image, map, mask)
+    near = _near(model, s) if explained else {}
+    return Picture(s.name, s.part, s.kind, entry.score, entry.verdict, image, map, mask, **near)
 
 
-def _typical(entries: Sequence[Any]) -> list[Any]:
-    kinds: dict[str, list[Any]] = {}
-    for entry in sorted(entries, key=lambda e: e.score):
-        kinds.setdefault(entry.sample.kind or "", []).append(entry)
-    return _in_turn([sorted(group, key=lambda e: abs(group.index(e) - len(group) / 2)) for group in kinds.values()])
+def _explained(report: Report) -> set[int]:
+    """The pictures that the galleries open with: of these the nearest good patch is looked for, which takes a while."""
+    if report.threshold is None:
+        return set()
+    parts = report.parts()
+    chosen = picks(parts, report.threshold, report.review)
+    return {parts[i].views[0] for group in chosen.values() for i in group}
 
 
-def _in_turn(groups: Iterable[list[Any]]) -> list[Any]:
-    groups = [list(group) for group in groups]
-    return [group[rank] for rank in range(max(map(len, groups), default=0)) for group in groups if rank < len(group)]
+def _near(model: Model, sample: Sample) -> dict[str, Any]:
+    """The good patch nearest to a picture's strangest place, where the method remembers patches."""
+    near = nearest(model, sample.source)
+    if near is None:
+        return {}
+    root = _root(sample)
+    return {"near": root and crop(root, near), "near_name": near.name, "near_at": near.at}
+
+
+def _root(sample: Sample) -> Path | None:
+    """The folder that the names of its data set are relative to; the training pictures may lie there too."""
+    if not isinstance(sample.source, Path):
+        return None
+    depth = len(PurePosixPath(sample.name).parts)
+    return sample.source.parents[depth - 1] if depth <= len(sample.source.parents) else None
+
+
+def _losses(fitting: Fitting) -> list[float]:
+    """One a step; empty for a method that does not train."""
+    steps = [entry for entry in fitting.log.entries() if entry.get("event") == "step"]
+    return [float(entry["loss"]) for entry in steps if entry.get("loss") is not None]

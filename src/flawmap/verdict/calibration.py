@@ -1,59 +1,80 @@
 """Calibration: the only road from a score to a verdict, made from good parts held out of fitting.
 
-Split conformal prediction with one order statistic (Vovk et al. 2005; Laxhammar 2014; Bates et al. 2021,
-arXiv 2104.08279). Of n good parts the k-th largest score, k = floor(target * (n + 1)), is the threshold. If the parts
-at the line are exchangeable with these, a good part is refused with probability at most k / (n + 1) on average over
-calibrations; for one given calibration that probability follows Beta(k, n + 1 - k).
+The default policy, `false-alarm`, is split conformal prediction with one order statistic (Vovk et al. 2005; Laxhammar
+2014; Bates et al. 2021, arXiv 2104.08279). Of n good parts the k-th largest score, k = floor(target (n + 1)), is the
+threshold. If the parts at the line are exchangeable with these, a good part is refused with probability at most
+k / (n + 1) on average over calibrations; for one given calibration that probability follows Beta(k, n + 1 - k), and
+with a confidence k is the largest rank whose rate stays within the target in that share of calibrations (Wilks 1941).
+The other policies are in policies.py. Everything counts parts; pictures only where that was asked for.
 """
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from flawmap.errors import BundleError, CalibrationError
 from flawmap.types import Verdict
+from flawmap.verdict.rates import CONFIDENCE, anywhere, check_rate, percent, rank, upper
 
 DEFAULT_TARGET = 0.01
 # The engines agree to 1e-4 of the score scale. Ten times that above the order statistic, rounding cannot flip the
 # verdict of the very part that set the threshold. A higher threshold only lowers false alarms: the promise stays valid.
 MARGIN = 1e-3
+POLICIES = ("false-alarm", "no-escape", "cost", "manual", "f1-oracle")
+RULES = ("largest", "mean")
+UNITS = ("part", "picture")
 _LARGEST = float(np.finfo(np.float32).max)
-_JSON = {
-    "str": str,
-    "int": int,
-    "float": (int, float),
-    "bool": bool,
-    "tuple[int, int]": list,
-    "tuple[float, ...]": list,
+_NUMBER = (int, float)
+_JSON: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": _NUMBER,
+    "float | None": (*_NUMBER, type(None)),
+    "bool": (bool,),
+    "tuple[int, int]": (list,),
+    "tuple[float, ...]": (list,),
+    "tuple[str, ...]": (list,),
+    "dict[str, float]": (dict,),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A threshold, the good parts it rests on, and what it promises in words."""
+    """A threshold, the parts it rests on, and what it promises in words."""
 
-    policy: str  # "false-alarm": the share of good parts refused is held below the target
-    target: float  # asked for; by default max(1 %, 1 / (parts + 1))
-    rank: int  # k: the threshold stands at the k-th largest part score
-    parts: int  # n
+    policy: str  # one of POLICIES
+    target: float | None  # of false-alarm: asked for; by default max(1 %, 1 / (parts + 1))
+    rank: int  # k: so many good parts, less one, are above the threshold
+    parts: int  # n good parts (or pictures, where `unit` says so)
     images: int
     views: tuple[int, int]  # least and most views a part
     threshold: float  # a part whose score is above it is NOK
     map_threshold: float  # a pixel whose map value is above it is marked
-    margin: float  # how far the threshold stands above the order statistic
+    margin: float  # what two engines may differ by; false-alarm stands so far above its order statistic
     scale: float  # the larger of |order statistic| and the standard deviation of the part scores
-    scores: tuple[float, ...]  # one a part (largest over its views), ascending
+    scores: tuple[float, ...]  # of the good parts, ascending
     sentence: str
     cross_fitted: bool
     data_sha256: str
     engine: str
     created: str  # ISO 8601
+    confidence: float | None = None  # of false-alarm: None is on average over calibrations
+    review_threshold: float | None = None  # of cost: above it, and not above the threshold, a person looks
+    unit: str = "part"
+    rule: str = "largest"  # the score of a part with several views: the largest of theirs, or their mean
+    peaks: tuple[float, ...] = ()  # of the maps of the good parts, ascending
+    min_area_px: int = 1  # a marked region is at least so large
+    pitch_mm: float | None = None  # of a pixel, for areas in mm2
+    defect_scores: tuple[float, ...] = ()  # of known defective parts, ascending
+    defect_kinds: tuple[str, ...] = ()  # theirs, in the same order
+    costs: dict[str, float] = field(default_factory=dict)  # of cost: escape, reject, defect_rate, review
+    defects_sha256: str = ""
+    precision: str = "fp32"
 
     @classmethod
     def from_good(
@@ -63,150 +84,209 @@ class Calibration:
         peaks: Sequence[float],
         *,
         false_alarm: float | None = None,
+        confidence: float | None = None,
         cross_fitted: bool = False,
-        data_sha256: str = "",
-        engine: str = "",
-        created: str = "",
+        unit: str = "part",
+        rule: str = "largest",
+        **known: Any,
     ) -> Calibration:
-        """Calibrate on good pictures; `parts`, `scores`, `peaks` hold one entry a picture.
+        """The policy false-alarm, on good pictures; `parts`, `scores`, `peaks` hold one entry a picture.
 
-        A peak is the largest value of a picture's map. Part names tell which pictures are views of one part.
-        Raises CalibrationError for values that are not finite, no parts, or a target that n parts cannot promise.
+        A peak is the largest value of a picture's map. Part names tell which pictures are views of one part. With a
+        `confidence` the rate holds for this calibration, else on average. `known`: data_sha256, engine, created,
+        min_area_px, pitch_mm. Raises CalibrationError for values that are not finite, no parts, or a target that n
+        parts cannot promise.
         """
-        part_scores, counts = _by_part(parts, scores, "score")
-        part_peaks, _ = _by_part(parts, peaks, "map peak")
-        n = len(part_scores)
-        target = max(DEFAULT_TARGET, 1 / (n + 1)) if false_alarm is None else float(false_alarm)
-        k = _rank(target, n)
-        threshold, margin, scale = _above(part_scores, k)
-        views = (min(counts), max(counts))
+        good = by_part(parts, scores, peaks, unit=unit, rule=rule)
+        how = {"false_alarm": false_alarm, "confidence": confidence, "cross_fitted": cross_fitted}
+        return cls.from_parts(good, **how, images=len(parts), **known)
+
+    @classmethod
+    def from_parts(
+        cls,
+        good: Parts,
+        *,
+        false_alarm: float | None = None,
+        confidence: float | None = None,
+        cross_fitted: bool = False,
+        **known: Any,
+    ) -> Calibration:
+        """The same on pictures that are parts already."""
+        n, target = len(good.scores), false_alarm
+        if target is None:
+            least = 1 / (n + 1) if confidence is None else upper(0, n, check_rate(confidence, "the confidence"))
+            target = max(DEFAULT_TARGET, least)
+        k = rank(float(target), n, confidence)
+        threshold, margin, scale = above(good.scores, k)
         return cls(
             policy="false-alarm",
-            target=target,
+            target=float(target),
+            confidence=confidence,
             rank=k,
             parts=n,
-            images=len(parts),
-            views=views,
+            views=good.views,
             threshold=threshold,
             # The same rank on the largest map value: the mask is empty on the promised share of good parts.
-            map_threshold=_above(part_peaks, k)[0],
+            map_threshold=above(good.peaks, k)[0],
             margin=margin,
             scale=scale,
-            scores=tuple(part_scores),
-            sentence=_sentence(k, n, views, cross_fitted),
+            scores=tuple(good.scores),
+            peaks=tuple(good.peaks),
+            sentence=_sentence(k, good, cross_fitted, confidence),
             cross_fitted=cross_fitted,
-            data_sha256=data_sha256,
-            engine=engine,
-            created=created,
+            unit=good.unit,
+            rule=good.rule,
+            **{"data_sha256": "", "engine": "", "created": "", "images": n, **known},
         )
 
     @property
-    def promise(self) -> float:
-        """Largest false-alarm rate on average over calibrations: k / (n + 1)."""
-        return self.rank / (self.parts + 1)
+    def refused(self) -> int:
+        """How many of the good parts that calibrated are above the threshold."""
+        return sum(score > self.threshold for score in self.scores)
+
+    @property
+    def promise(self) -> float | None:
+        """Of false-alarm: the largest false-alarm rate on average over calibrations, k / (n + 1)."""
+        return self.rank / (self.parts + 1) if self.policy == "false-alarm" else None
 
     @property
     def bound(self) -> float:
-        """Largest false-alarm rate of this one calibration, with 95 % confidence."""
-        return _bound(self.rank, self.parts)
+        """Largest false-alarm rate of this one calibration, with 95 % confidence (or the one that was asked for)."""
+        sure = self.confidence or CONFIDENCE
+        if self.policy == "false-alarm":
+            return upper(self.rank - 1, self.parts, sure)
+        # The threshold of no-escape and manual knows nothing of the good parts; cost and F1 have looked at them.
+        limit = upper if self.policy in ("no-escape", "manual") else anywhere
+        return limit(self.refused, self.parts, sure)
+
+    @property
+    def escape_bound(self) -> float | None:
+        """Largest escape rate among defects like the known ones, with 95 % confidence; None where none are known."""
+        n = len(self.defect_scores)
+        if not n:
+            return None
+        passing = self.threshold if self.review_threshold is None else self.review_threshold
+        # Just below the lowest of n defects, the escape rate follows Beta(1, n): the limit for none of n.
+        limit = upper if self.policy in ("no-escape", "manual") else anywhere
+        return limit(sum(score <= passing for score in self.defect_scores), n)
+
+    def score(self, scores: Sequence[float]) -> float:
+        """Of a part, by the scores of its views."""
+        return float(np.mean(scores)) if self.rule == "mean" else max(scores)
 
     def verdict(self, scores: Sequence[float]) -> Verdict:
         """Judge one part by the scores of its views. Raises CalibrationError for a view too many, too few, or NaN."""
         least, most = self.views
-        if not least <= len(scores) <= most:
+        if self.unit == "part" and not least <= len(scores) <= most:
             raise CalibrationError(
-                f"the calibration judges parts of {_views(self.views)}, this part has {len(scores)}: "
+                f"the calibration judges parts of {said_views(self.views)}, this part has {len(scores)}: "
                 "give every view of the part, or calibrate on parts photographed the same way"
             )
         for score in scores:
-            _finite(score, "the score of a view")
-        return Verdict.NOK if max(scores) > self.threshold else Verdict.OK
+            finite(score, "the score of a view")
+        score = self.score(scores)
+        if score > self.threshold:
+            return Verdict.NOK
+        return Verdict.REVIEW if self.review_threshold is not None and score > self.review_threshold else Verdict.OK
 
     def p_value(self, score: float) -> float:
-        """Conformal p-value of a part's score, (1 + #{s_i + margin >= score}) / (n + 1); NOK iff p <= k / (n + 1)."""
-        _finite(score, "the part's score")
+        """Conformal p-value of a part's score, (1 + #{s_i + margin >= score}) / (n + 1).
+
+        Under false-alarm a part is NOK if and only if its p-value is at most k / (n + 1).
+        """
+        finite(score, "the part's score")
         below = bisect_left(self.scores, score, key=lambda s: s + self.margin)
         return (1 + self.parts - below) / (self.parts + 1)
 
+    def unfit(self, engine: str, same: Sequence[str] = ()) -> str | None:
+        """Why the calibration does not hold for an engine, or None. `same`: engines that passed the parity gate."""
+        made, now = self.engine.split(), engine.split()
+        if not made or not now:
+            return None
+        if now[-1] != self.precision:
+            return f"calibrated in {self.precision}, and {engine} computes in {now[-1]}: calibrate again"
+        kin = {name.split()[0] for name in same if name.split()[-1:] == now[-1:]}
+        if made[0] != now[0] and not {made[0], now[0]} <= kin:
+            return f"calibrated with {self.engine}, and {engine} was never held against it: calibrate again"
+        return None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `from_dict` gives back an equal calibration."""
-        return asdict(self) | {"views": list(self.views), "scores": list(self.scores)}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
         """Read what `to_dict` wrote. Raises BundleError for anything missing, unknown or inconsistent."""
-        types = {f.name: str(f.type) for f in fields(cls)}
-        if wrong := sorted(types.keys() ^ values.keys()):
+        known = {f.name: f for f in fields(cls)}
+        needed = {name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
+        if wrong := sorted((needed - values.keys()) | (values.keys() - known.keys())):
             raise BundleError(f"calibration: missing or unknown {', '.join(map(repr, wrong))}; fit or calibrate again")
-        for name, kind in types.items():
-            value = values[name]
+        for name, value in values.items():
+            kind = str(known[name].type)
             if not isinstance(value, _JSON[kind]) or (isinstance(value, bool) and kind != "bool"):
                 raise BundleError(f"calibration: {name} is {value!r}, not {kind}; fit or calibrate again")
-        read = cls(**{**values, "views": tuple(values["views"]), "scores": tuple(values["scores"])})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        read = cls(**plain)
         if not _consistent(read):
             raise BundleError("calibration: threshold, rank and part scores contradict each other; calibrate again")
         return read
 
 
-def least_parts(target: float) -> int:
-    """Fewest good parts with which `target` false alarms can be promised on average: 99 for 1 %."""
-    _check_target(target)
-    return math.ceil(1 / (target * (1 + 1e-9))) - 1
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Pictures as parts, ascending by score; the peaks ascend on their own."""
+
+    scores: list[float]
+    peaks: list[float]
+    kinds: list[str]  # in the order of the scores
+    views: tuple[int, int]
+    unit: str = "part"
+    rule: str = "largest"
 
 
-def clopper_pearson(hits: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Two-sided exact interval of a proportion (Clopper and Pearson 1934); (0, 1) when n is 0."""
-    from scipy.special import betaincinv
+def by_part(
+    parts: Sequence[str],
+    scores: Sequence[float],
+    peaks: Sequence[float],
+    kinds: Sequence[str] = (),
+    *,
+    unit: str = "part",
+    rule: str = "largest",
+) -> Parts:
+    """Pictures as parts: the score by the rule, the peak the largest over the views, the kind that of a defective view.
 
-    tail = (1 - confidence) / 2
-    low = 0.0 if hits == 0 else float(betaincinv(hits, n - hits + 1, tail))
-    high = 1.0 if hits == n else float(betaincinv(hits + 1, n - hits, 1 - tail))
-    return low, high
-
-
-def percent(rate: float) -> str:
-    """A rate in words, rounded up, for a promise must not be rounded down: "3.0 %", below one per cent "0.67 %"."""
-    digits = 1 if rate >= 0.01 else 2
-    steps = 10**digits
-    return f"{math.ceil(round(rate * 100 * steps, 6)) / steps:.{digits}f} %"
-
-
-def _by_part(parts: Sequence[str], values: Sequence[float], what: str) -> tuple[list[float], list[int]]:
-    """The largest value of each part, ascending, and each part's number of views."""
-    if len(parts) != len(values):
-        raise CalibrationError(f"{len(parts)} part names but {len(values)} values ({what}): one of each a picture")
+    With the unit "picture" each picture is a part of its own. Raises CalibrationError for lengths that differ, values
+    that are not finite, no parts, an unknown unit or rule.
+    """
+    for word, known in ((unit, UNITS), (rule, RULES)):
+        if word not in known:
+            raise CalibrationError(f"{word!r} is not one of {', '.join(known)}")
+    for what, values in (("score", scores), ("map peak", peaks), *((("kind", kinds),) if kinds else ())):
+        if len(parts) != len(values):
+            raise CalibrationError(f"{len(parts)} part names but {len(values)} values ({what}): one of each a picture")
     if len(parts) == 0:
         raise CalibrationError("no good parts to calibrate on: hold some out of fitting")
-    views: dict[str, list[float]] = {}
-    for part, value in zip(parts, values, strict=True):
-        views.setdefault(part, []).append(_finite(value, f"the {what} of part {part!r}"))
-    return sorted(max(v) for v in views.values()), [len(v) for v in views.values()]
+    rows: dict[Any, list[int]] = {}
+    for row, part in enumerate(parts):
+        finite(scores[row], f"the score of part {part!r}")
+        finite(peaks[row], f"the map peak of part {part!r}")
+        rows.setdefault(row if unit == "picture" else part, []).append(row)
+    one = (lambda s: float(np.mean(s))) if rule == "mean" else max
+    scored = [float(one([scores[r] for r in group])) for group in rows.values()]
+    kind = [next((kinds[r] for r in group if kinds[r] != "good"), "good") if kinds else "" for group in rows.values()]
+    order = sorted(range(len(scored)), key=scored.__getitem__)
+    counts = [len(group) for group in rows.values()]
+    return Parts(
+        [scored[i] for i in order],
+        sorted(float(max(peaks[r] for r in group)) for group in rows.values()),
+        [kind[i] for i in order],
+        (min(counts), max(counts)),
+        unit,
+        rule,
+    )
 
 
-def _finite(value: float, what: str) -> float:
-    if not abs(value) <= _LARGEST:
-        raise CalibrationError(f"{what} is {value}: not a finite number, so no verdict can rest on it")
-    return float(value)
-
-
-def _check_target(target: float) -> None:
-    if not 0 < target < 1:
-        raise CalibrationError(f"the target {target} is not a false-alarm rate between 0 and 1; write 1 % as 0.01")
-
-
-def _rank(target: float, n: int) -> int:
-    """k = floor(target * (n + 1)), forgiving the float error in products such as 0.29 * 100."""
-    _check_target(target)
-    k = math.floor(target * (n + 1) * (1 + 1e-9))
-    if k < 1:
-        raise CalibrationError(
-            f"{n} good part{'s' * (n > 1)} cannot promise {percent(target)}: the least is {percent(1 / (n + 1))} on "
-            f"average; {percent(target)} takes {least_parts(target)} parts"
-        )
-    return min(k, n)
-
-
-def _above(values: list[float], k: int) -> tuple[float, float, float]:
+def above(values: Sequence[float], k: int) -> tuple[float, float, float]:
     """Threshold, margin and scale for the k-th largest of ascending values."""
     order = values[-k]
     scale = max(abs(order), float(np.std(values)))
@@ -214,43 +294,71 @@ def _above(values: list[float], k: int) -> tuple[float, float, float]:
     return order + margin, margin, scale
 
 
-def _bound(k: int, n: int) -> float:
-    # Beta.ppf(0.95; k, n + 1 - k): the upper end for k - 1 good parts refused of n, 5 % in its one tail.
-    return clopper_pearson(k - 1, n, 0.90)[1]
+def finite(value: float, what: str) -> float:
+    if not abs(value) <= _LARGEST:
+        raise CalibrationError(f"{what} is {value}: not a finite number, so no verdict can rest on it")
+    return float(value)
 
 
-def _views(views: tuple[int, int]) -> str:
+def said_views(views: tuple[int, int]) -> str:
     least, most = views
     count = f"{most}" if least == most else f"{least} to {most}"
     return f"{count} view{'s' * (most > 1)}"
 
 
-def _sentence(k: int, n: int, views: tuple[int, int], cross_fitted: bool) -> str:
-    words = (
-        f"{n} good {'parts promise' if n > 1 else 'part promises'} at most {percent(k / (n + 1))} false alarms "
-        f"on average over calibrations (95 % confidence: at most {percent(_bound(k, n))})"
-    )
-    if views[1] > 1:
-        words += f"; a part's score is the largest over its {_views(views)}"
-    if cross_fitted:
+def _sentence(k: int, good: Parts, crossed: bool, confidence: float | None) -> str:
+    n, sure = len(good.scores), percent(upper(k - 1, len(good.scores), confidence or CONFIDENCE))
+    average, level = percent(k / (n + 1)), f"{(confidence or CONFIDENCE) * 100:g} % confidence"
+    promise = f"{n} good {good.unit}{'s promise' if n > 1 else ' promises'} at most "
+    if confidence is None:
+        words = f"{promise}{average} false alarms on average over calibrations ({level}: at most {sure})"
+    else:
+        words = f"{promise}{sure} false alarms with {level} ({average} on average over calibrations)"
+    return words + caveats(good, crossed) + "."
+
+
+def caveats(good: Parts, crossed: bool) -> str:
+    """What else a sentence has to say, before its full stop."""
+    words = ""
+    if good.unit == "picture":
+        words += (
+            "; this counts pictures, not parts: a part of several views is refused when one of them is, more often "
+            "than that, and views of one part are not independent, so that even for pictures it promises too much"
+        )
+    elif good.views[1] > 1:
+        the = "the largest over" if good.rule == "largest" else "the mean of"
+        words += f"; a part's score is {the} its {said_views(good.views)}"
+    if crossed:
         words += (
             "; the scores come from cross-fitting, so the promise is approximate, checked by re-splitting "
             "(docs/promise.md)"
         )
-    return words + "."
+    return words
 
 
 def _consistent(c: Calibration) -> bool:
     """Whether a calibration that was read can have been written by `to_dict`."""
-    numbers = (*c.scores, c.target, c.threshold, c.map_threshold, c.margin, c.scale)
-    return (
-        c.policy == "false-alarm"
-        and all(isinstance(x, int | float) and abs(x) <= 2 * _LARGEST for x in numbers)
+    optional = [x for x in (c.target, c.confidence, c.review_threshold, c.pitch_mm) if x is not None]
+    lists = (c.scores, c.peaks, c.defect_scores)
+    numbers = (*(x for values in lists for x in values), c.threshold, c.map_threshold, c.margin, c.scale, *optional)
+    sound = (
+        c.policy in POLICIES
+        and c.unit in UNITS
+        and c.rule in RULES
+        and all(isinstance(x, int | float) and abs(x) <= 2 * _LARGEST for x in (*numbers, *c.costs.values()))
         and len(c.views) == 2
         and all(isinstance(v, int) for v in c.views)
         and 1 <= c.views[0] <= c.views[1]
-        and 1 <= c.rank <= c.parts == len(c.scores)
-        and c.scores == tuple(sorted(c.scores))
+        and c.parts == len(c.scores)
+        and len(c.peaks) in (0, c.parts)
+        and all(values == tuple(sorted(values)) for values in lists)
+        and len(c.defect_kinds) == len(c.defect_scores)
         and c.margin >= 0
-        and c.threshold == c.scores[-c.rank] + c.margin
+        and c.min_area_px >= 1
+        and (c.review_threshold is None or c.review_threshold <= c.threshold)
     )
+    if not sound:
+        return False
+    if c.policy == "false-alarm":
+        return 1 <= c.rank <= c.parts and c.target is not None and c.threshold == c.scores[-c.rank] + c.margin
+    return c.rank == c.refused + 1

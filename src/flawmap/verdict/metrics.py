@@ -13,8 +13,8 @@ import numpy as np
 
 from flawmap.errors import DataError
 from flawmap.types import GOOD, Verdict
-from flawmap.verdict.calibration import clopper_pearson
 from flawmap.verdict.curves import area, precision
+from flawmap.verdict.rates import clopper_pearson
 
 
 def auroc(scores: Sequence[float] | np.ndarray, labels: Sequence[bool] | np.ndarray) -> float | None:
@@ -87,9 +87,9 @@ def summary(
         )
     scores, kind = np.asarray(scores, float), np.asarray(kinds, str)
     defect = kind != GOOD
-    nok = None if verdicts is None else np.array([v is Verdict.NOK for v in map(Verdict, verdicts)], bool)
-    if nok is not None and len(nok) != len(kind):
-        raise DataError(f"{len(nok)} verdicts for {len(kind)} pictures: one of each a picture")
+    given = None if verdicts is None else np.array([Verdict(v).value for v in verdicts], str)
+    if given is not None and len(given) != len(kind):
+        raise DataError(f"{len(given)} verdicts for {len(kind)} pictures: one of each a picture")
     best, threshold = f1_max(scores, defect)
     table = {}
     for name in sorted(set(kind[defect].tolist())):
@@ -98,7 +98,7 @@ def summary(
         table[name] = {
             "n": int(of_kind.sum()),
             "auroc": auroc(scores[against], defect[against]),
-            "escapes": None if nok is None else int((~nok & of_kind).sum()),
+            "escapes": None if given is None else int((given[of_kind] == Verdict.OK).sum()),
         }
     return {
         "good": int((~defect).sum()),
@@ -108,8 +108,9 @@ def summary(
         "f1_max_oracle": best,
         "f1_max_oracle_threshold": threshold,
         "kinds": table,
-        "false_alarms": None if nok is None else _rate(nok[~defect]),
-        "escapes": None if nok is None else _rate(~nok[defect]),
+        "false_alarms": None if given is None else _rate(given[~defect] == Verdict.NOK),
+        "escapes": None if given is None else _rate(given[defect] == Verdict.OK),
+        "reviews": None if given is None else int((given == Verdict.REVIEW).sum()),
     }
 
 
