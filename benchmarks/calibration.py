@@ -8,7 +8,7 @@ pictures    counting pictures and judging parts: breaks the promise
 escapes     policy no-escape: the bound of escapes and the interval of false alarms
 kinds       the same for a kind of defect that nobody knew: nothing is promised, and nothing holds
 costs       policy cost: the bounds at a threshold that was chosen by the very scores
-memory      leave-part-out calibration of a memory of patches (calibration_memory.py; fewer repeats)
+memory      leave-part-out calibration of a memory of patches (calibration_memory.py; a twentieth of the repeats)
 
 Thresholds are computed for all calibrations at once; the first few of every line are compared with what
 flawmap.verdict gives for the same scores. Rates of a threshold are exact: integrals of the distribution, no sample.

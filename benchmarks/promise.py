@@ -1,6 +1,6 @@
 """Does the promise hold on real parts? Good training parts, re-split at random many times; docs/promise.md.
 
-python benchmarks/promise.py [--methods patchcore ...] [--categories mvtec/bottle ...] [--repeats 10] [--page]
+python benchmarks/promise.py [--methods patchcore ...] [--categories mvtec/bottle ...] [--repeats 6] [--page]
 
 Two questions, two tables. On parts that were put aside by lot, where the promise must hold:
 
@@ -335,7 +335,7 @@ def between(page: Path, start: str, end: str, text: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
-    parser.add_argument("--repeats", type=int, default=10, help="of patchcore's whole road")
+    parser.add_argument("--repeats", type=int, default=6, help="of patchcore's whole road")
     parser.add_argument("--categories", nargs="+", default=categories())
     parser.add_argument("--page", action="store_true", help="run nothing")
     args = parser.parse_args()

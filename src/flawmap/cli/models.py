@@ -113,6 +113,7 @@ def evaluate(verbs: Any) -> None:
     verb.add_argument("data", help="as for fit; of a data set with train and test, test is judged")
     verb.add_argument("--out", type=Path, metavar="DIR", help="default: evaluation beside the bundle")
     verb.add_argument("--protocol", default="plain", help="at what size maps and masks are compared; default: plain")
+    verb.add_argument("--tsne", action="store_true", help="lay the pictures out in the report (needs torch)")
     verb.add_argument("--acceptance", action="store_true", help="also escapes by kind and size, agreement, gauge R&R")
     verb.add_argument("--trial-pattern", metavar="REGEX", help="with --acceptance: its group in a name is the trial")
     about_data(verb)
@@ -126,7 +127,7 @@ def _run_evaluate(args: argparse.Namespace) -> None:
         raise UsageError("--trial-pattern goes with --acceptance")
     model = load(args.bundle)
     out = args.out or args.bundle.resolve().parent / "evaluation"
-    how = {"part_pattern": args.part_pattern, "skip_bad": args.skip_bad, "protocol": args.protocol}
+    how = {name: getattr(args, name) for name in ("part_pattern", "skip_bad", "protocol", "tsne")}
     accepted, words = {}, {}
     if args.acceptance:
         from flawmap.run import acceptance

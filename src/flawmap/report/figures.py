@@ -211,7 +211,8 @@ def training(losses: np.ndarray, ident: str) -> Markup:
 def embedding(points: np.ndarray, ids: Sequence[int], defect: Sequence[bool], ident: str) -> Markup:
     """Pictures as points (N, 2), near each other where their features are; triangles are defective."""
     x, y = _padded(points[:, 0], 12, 508), _padded(points[:, 1], 348, 12)
-    parts = [_mark(i, x.at(a), y.at(b), bad) for (a, b), i, bad in zip(points.tolist(), ids, defect, strict=True)]
+    places = zip(points.tolist(), ids, defect, strict=True)
+    parts = [_mark(i, x.at(a), y.at(b), bad, " kind") for (a, b), i, bad in places]
     told = f"{len(points)} pictures, {sum(map(bool, defect))} of them defective. Axes have no unit."
     return svg(parts, 520, 360, ident, "Pictures by their features", told)
 
@@ -256,12 +257,15 @@ def _marks(x: Axis, y: Axis, threshold: float | None) -> Iterator[Markup]:
         yield line("threshold", x.at(threshold), y.end, x.at(threshold), y.start)
 
 
-def _mark(part: int, x: float, y: float, wrong: bool) -> Markup:
-    """A disc, or a triangle; the style sheet shows one of them. A negative number is no part of the test."""
+def _mark(part: int, x: float, y: float, wrong: bool, more: str = "") -> Markup:
+    """A disc, or a triangle; the style sheet shows one of them. A negative number is no part of the test.
+
+    With the class `kind` a triangle is a defect at every threshold, else a part with the wrong verdict.
+    """
     number = Markup(' data-p="{}"').format(part) if part >= 0 else ""
     shape = '<g class="mark{}"{} data-at="{:.1f} {:.1f}" transform="translate({:.1f} {:.1f})">'
     shape += f'<circle r="4.5"/><path d="{TRIANGLE}"/></g>'
-    return Markup(shape).format(" wrong" if wrong else "", number, x, y, x, y)
+    return Markup(shape).format((" wrong" if wrong else "") + more, number, x, y, x, y)
 
 
 def _shape(name: str, x: float, y: float) -> Markup:

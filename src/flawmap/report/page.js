@@ -142,7 +142,7 @@ function remark(off) {
   now.forEach((is, i) => {
     if (was ? was[i] === is : false) return;
     for (const each of marks[i]) {
-      if (each.classList.contains("spot")) continue;
+      if (each.classList.contains("spot") || each.classList.contains("kind")) continue;
       each.classList.toggle("wrong", is);
       if (each.tagName === "rect") {
         if (is) each.setAttribute("fill", `url(#${each.ownerSVGElement.dataset.i}-hatch)`);

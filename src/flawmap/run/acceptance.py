@@ -61,6 +61,7 @@ def accept(
     part_pattern: str | None = None,
     skip_bad: bool = False,
     protocol: str = "plain",
+    tsne: bool = False,
 ) -> tuple[Evaluated, dict[str, Any]]:
     """`evaluate`, and beside its files `acceptance.json` and `acceptance.csv` (one row a presentation).
 
@@ -70,8 +71,9 @@ def accept(
     """
     if model.calibration is None or model.unfit:
         raise CalibrationError(f"{model.unfit or 'the model is not calibrated'}: it gives no verdicts to be accepted")
+    how: dict[str, Any] = {"skip_bad": skip_bad, "protocol": protocol, "tsne": tsne}
     if trial_pattern is None:
-        found = evaluate(model, source, out, part_pattern=part_pattern, skip_bad=skip_bad, protocol=protocol)
+        found = evaluate(model, source, out, part_pattern=part_pattern, **how)
         shown = _presentations(model, [(Place("", ""), e.sample, e.score) for e in found.pictures])
         accepted = {"stations": [_station(shown)], "gauge": None, "gauge_good": None, "notes": [NO_TRIALS]}
     else:
@@ -80,7 +82,7 @@ def accept(
         _refuse_copies(placed)
         first = next(iter(placed))
         name = Path(source).name if isinstance(source, str | Path) else ""
-        found = evaluate(model, placed[first], out, skip_bad=skip_bad, protocol=protocol, name=name)
+        found = evaluate(model, placed[first], out, name=name, **how)
         scored = [(Place(*first), e.sample, e.score) for e in found.pictures]
         rest = [(Place(*key), s) for key, samples in placed.items() if key != first for s in samples]
         shown = _presentations(model, scored + _scored(model, rest, skip_bad))

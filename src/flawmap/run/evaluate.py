@@ -46,6 +46,7 @@ class Evaluated:
     pictures: Sequence[Scored]
     metrics: dict[str, Any]
     notes: Sequence[str]
+    embedding: np.ndarray | None = None  # (N, 2): where each picture lies among the others
 
 
 def evaluate(
@@ -57,11 +58,12 @@ def evaluate(
     skip_bad: bool = False,
     name: str = "",
     protocol: str | Protocol = "plain",
+    tsne: bool = False,
 ) -> Evaluated:
     """Judges all pictures of `test` (or all, where there is no train and test), and writes scores, metrics, report.
 
     `name` is what the report calls the pictures, where `source` is no path. `protocol` says at what size maps and masks
-    are compared; how pictures come to the network's size is the bundle's.
+    are compared; how pictures come to the network's size is the bundle's. `tsne` lays the pictures out (needs torch).
     """
     samples = _folder.find(source, part_pattern=part_pattern, kind=None)
     tested = [s for s in samples if s.split == "test"] or samples
@@ -76,7 +78,7 @@ def evaluate(
     notes += pixels.notes()
     metrics = {**_image_metrics(scored), **pixels.result(), "seconds_per_picture": pixels.seconds / len(tested)}
     title = name or (Path(source).name if isinstance(source, (str, Path)) else "pictures")
-    evaluated = Evaluated(title, scored, metrics, notes)
+    evaluated = Evaluated(title, scored, metrics, notes, _laid_out(model, tested) if tsne else None)
     out.mkdir(parents=True, exist_ok=True)
     head = ["name", "part", "kind", "score", "peak", "verdict", "p_value"]
     write_csv(out / "scores.csv", head, [_row(entry) for entry in scored])
@@ -84,6 +86,12 @@ def evaluate(
     write_json(out / "metrics.json", {**metrics, "notes": notes, **about})
     test_report(model, evaluated, out / "report.html")
     return evaluated
+
+
+def _laid_out(model: Model, samples: Sequence[Sample]) -> np.ndarray:
+    from flawmap.run.embed import embedding
+
+    return embedding(model, samples)
 
 
 def _made_by(model: Model) -> dict[str, Any]:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from flawmap.detectors.pouta import POUTA
-from flawmap.errors import DataError, MissingExtra, UsageError
+from flawmap.errors import DataError, UsageError
 from flawmap.images.decode import decode, read_mask
 from flawmap.report.heatmap import Scale, outlined, overlay, picture, thumbnail
 from flawmap.report.sheet import sheet
+from flawmap.run import embed
 from flawmap.run.engine import TorchEngine
 from flawmap.run.model import Model, load
 from flawmap.run.reproduce import Pairs, Recipe, SamplesOf, Size
@@ -167,7 +168,7 @@ def tsne(kept: Sequence[Kept], shown: Sequence[Shown], options: Mapping[str, Any
             ("picture", thumbnail(outlined(first.image, first.mask), 2 * CELL)),
             ("this pair alone", thumbnail(overlay(first.image, differences[0], _scale(differences, shown)), 2 * CELL)),
         ]
-        found.append(Cloud(k.name, _embed(points), groups, beside))
+        found.append(Cloud(k.name, embed.tsne(points), groups, beside))
     pair = "around the mapping layer (level 4)" if number == 4 else f"of level {number}"
     caption = f"t-SNE of the features {pair}; {len(shown)} test pictures of defects; map: 1 - cosine of the pair"
     return clouds(found, caption)
@@ -193,15 +194,6 @@ def _features(k: Kept, shown: Sequence[Shown], number: int) -> tuple[np.ndarray,
         chosen.append(some)
         groups += [name] * len(some)
     return np.concatenate(chosen), groups, differences
-
-
-def _embed(vectors: np.ndarray) -> np.ndarray:
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise MissingExtra("scikit-learn", "research", "this figure") from error
-    perplexity = min(30.0, (len(vectors) - 1) / 3)
-    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(vectors)
 
 
 def _share(mask: np.ndarray, grid: tuple[int, ...]) -> np.ndarray:

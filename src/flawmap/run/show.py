@@ -67,6 +67,7 @@ def test_report(model: Model, evaluated: Evaluated, path: Path) -> Path:
         scores=scores,
         facts=facts(model),
         notes=evaluated.notes,
+        embedding=None if evaluated.embedding is None else (evaluated.embedding, [s.name for s in scores]),
     )
     why = _explained(report)
     return write(replace(report, picture=lambda i: _tested(model, evaluated.pictures[i], i in why)), path)
