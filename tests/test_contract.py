@@ -54,8 +54,10 @@ def trained(model: Model) -> TorchEngine:
     return TorchEngine.from_bundle(model.bundle.config, model.bundle.files["weights.safetensors"])
 
 
-@pytest.fixture(params=["onnx", "torch"])
+@pytest.fixture(params=["onnx", "torch", "openvino"])
 def engine(request: pytest.FixtureRequest, model: Model, trained: TorchEngine) -> Engine:
+    if request.param == "openvino":
+        return Model(model.bundle, "openvino").engine  # which has passed its gate
     return model.engine if request.param == "onnx" else trained
 
 
@@ -128,11 +130,13 @@ def test_saving_and_loading_changes_no_bit(model: Model, images: Callable[[Model
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_torch_and_onnx_say_the_same(model: Model, trained: TorchEngine, images: Callable[[Model], np.ndarray]) -> None:
+def test_every_engine_says_what_torch_says(
+    model: Model, engine: Engine, trained: TorchEngine, images: Callable[[Model], np.ndarray]
+) -> None:
     assert model.calibration
-    torchs, onnxs = trained(images(model)), model.engine(images(model))
-    assert np.abs(torchs.score - onnxs.score).max() <= TOLERANCE * model.calibration.scale
-    assert np.abs(torchs.map - onnxs.map).max() <= TOLERANCE * np.abs(torchs.map).max()
+    torchs, others = trained(images(model)), engine(images(model))
+    assert np.abs(torchs.score - others.score).max() <= TOLERANCE * model.calibration.scale
+    assert np.abs(torchs.map - others.map).max() <= TOLERANCE * np.abs(torchs.map).max()
 
 
 def test_the_same_seed_gives_the_same_scores(

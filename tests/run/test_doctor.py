@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 
+from flawmap.errors import GateError, MissingExtra, UsageError
 from flawmap.run.doctor import doctor
 from flawmap.run.engine import OnnxEngine
-from flawmap.run.model import Model
+from flawmap.run.model import Model, load
 from flawmap.types import Prediction
 
 
@@ -60,3 +62,29 @@ def test_an_engine_that_says_nan_is_not_sound(crossed: Model, tmp_path: Path, mo
     golden = [{**entry, "nok": False} for entry in crossed.bundle.json("golden.json")]
     path = crossed.bundle.replace({"golden.json": json.dumps(golden).encode()}).write(tmp_path / "nan.flaw")
     assert doctor(path)[1] is False
+
+
+def test_openvino_is_held_against_the_golden_pictures_before_it_judges(crossed: Model, world: Path, tmp_path: Path):
+    path = crossed.save(tmp_path / "part.flaw")
+    model = load(path, "openvino")
+    assert model.engine.name.startswith("openvino ")
+    assert model.engine.name.endswith(" cpu fp32")
+    assert model.unfit is None
+    for picture in sorted((world / "test/square").glob("*.png")):
+        ours, theirs = model.inspect(picture), crossed.inspect(picture)
+        assert ours.verdict == theirs.verdict
+        assert crossed.calibration is not None
+        assert ours.score == pytest.approx(theirs.score, abs=1e-4 * crossed.calibration.scale)
+    golden = crossed.bundle.json("golden.json")
+    golden[0]["score"] *= 1.01
+    moved = crossed.bundle.replace({"golden.json": json.dumps(golden).encode()}).write(tmp_path / "moved.flaw")
+    with pytest.raises(GateError, match=r"openvino .* scores of the golden pictures differ by"):
+        load(moved, "openvino")
+
+
+def test_an_engine_that_is_not_there_is_said(crossed: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(MissingExtra, match="openvino"):
+        Model(crossed.bundle, "openvino")
+    with pytest.raises(UsageError, match="there are: onnx, openvino, torch"):
+        Model(crossed.bundle, "tensor")

@@ -193,7 +193,7 @@ def inspect(verbs: Any) -> None:
     verb.add_argument("--overlay", type=Path, metavar="DIR", help="write each picture with its map over it")
     verb.add_argument("--maps", type=Path, metavar="DIR", help="write each map as .npy, float32")
     verb.add_argument("--part-pattern", metavar="REGEX", help="its first group in a picture's name is the part shown")
-    verb.add_argument("--engine", default="onnx", help="onnx or torch; default: onnx")
+    verb.add_argument("--engine", default="onnx", help="onnx, openvino or torch; default: onnx")
     verb.add_argument("--out", type=Path, metavar="DIR", help="Parquet tables instead of lines, by workers; resumed")
     verb.add_argument("--workers", type=int, metavar="N", help="with --out: processes; default: one a core")
     verb.add_argument("--save-maps", action="store_true", help="with --out: keep each map, float16, network's size")

@@ -1,4 +1,4 @@
-"""Engines: from the network's input to map and score. ONNX Runtime judges at the line; torch is what was trained.
+"""Engines: from the network's input to map and score. ONNX Runtime judges at the line, or OpenVINO; torch was trained.
 
 B images  H W pixels of the network
 """
@@ -11,9 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flawmap.errors import BundleError, UsageError
+from flawmap.errors import BundleError, MissingExtra, UsageError
 from flawmap.types import Prediction
 
+TOLERANCE = 1e-4  # between two engines, of the score scale and of the map's
 MAX_GRAPH_BYTES = 2**31 - 1  # what one ONNX file without external data can hold
 
 
@@ -44,6 +45,35 @@ class OnnxEngine:
 
     def __call__(self, image_B3HW: np.ndarray) -> Prediction:
         return Prediction(*self._session.run(["map", "score"], {"image": image_B3HW}))
+
+
+class OpenVinoEngine:
+    """The same graph in OpenVINO, on the CPU; needs the extra `openvino`.
+
+    In single precision: left to itself OpenVINO computes in bfloat16 where the processor can, which moves scores.
+    """
+
+    def __init__(self, graph: bytes, threads: int = 0) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise MissingExtra("openvino", "openvino", "the engine openvino") from error
+
+        if len(graph) > MAX_GRAPH_BYTES:
+            raise BundleError(f"model.onnx has {len(graph)} bytes, more than one file may hold")
+        hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
+        if threads := threads or _threads():
+            hints["INFERENCE_NUM_THREADS"] = str(threads)
+        try:
+            core = openvino.Core()
+            self._request = core.compile_model(core.read_model(model=graph), "CPU", hints).create_infer_request()
+        except RuntimeError as error:
+            raise BundleError(f"model.onnx cannot be loaded: {str(error).splitlines()[0]}") from error
+        self.name = f"openvino {openvino.__version__.split('-')[0]} cpu fp32"
+
+    def __call__(self, image_B3HW: np.ndarray) -> Prediction:
+        found = self._request.infer({"image": image_B3HW})
+        return Prediction(found["map"].copy(), found["score"].copy())  # the request's own memory is used again
 
 
 def _threads() -> int:

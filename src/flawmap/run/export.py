@@ -12,12 +12,11 @@ import numpy as np
 
 from flawmap.errors import GateError
 from flawmap.images.decode import Intake, decode
-from flawmap.run.engine import Engine
+from flawmap.run.engine import TOLERANCE, Engine
 from flawmap.types import Prediction
 from flawmap.verdict.calibration import Calibration
 
 GOLDEN_BYTES = 2**21  # a larger picture is thinned before it is carried along in the bundle
-TOLERANCE = 1e-4  # of the score scale (and of the map's), between torch and the exported graph
 
 
 @dataclass(frozen=True)

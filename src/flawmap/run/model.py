@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flawmap.errors import BundleError, CalibrationError, UsageError
+from flawmap.errors import BundleError, CalibrationError, GateError, UsageError
 from flawmap.images.decode import Intake
 from flawmap.run.bundle import Bundle, read
-from flawmap.run.engine import Engine, OnnxEngine, TorchEngine
+from flawmap.run.engine import TOLERANCE, Engine, OnnxEngine, OpenVinoEngine, TorchEngine
 from flawmap.types import Inspection, Region, Verdict
 from flawmap.verdict.calibration import Calibration
 from flawmap.verdict.regions import regions
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 class Model:
     """Inspects pictures with a bundle.
 
-    engine  "onnx" (ONNX Runtime, the default) or "torch" (needs the extra `train`)
+    engine  "onnx" (ONNX Runtime, the default), "openvino" (extra `openvino`) or "torch" (extra `train`)
+
+    OpenVINO was not there when the bundle was made: it is held against the golden pictures first. GateError when it
+    says something else of them.
     """
 
     run: Path | None = None  # the folder of the fit that made it
@@ -40,13 +43,38 @@ class Model:
         if "calibration.json" in bundle.files:
             self.calibration = Calibration.from_dict(bundle.json("calibration.json"))
         self.engine: Engine = self._engine(engine)
+        self._proven: tuple[str, ...] = tuple(config.get("parity", {}).get("engines", ()))
+        if engine == "openvino":
+            self._prove()
 
     def _engine(self, name: str) -> Engine:
         if name == "onnx":
             return OnnxEngine(self.bundle.files["model.onnx"])
         if name == "torch":
             return TorchEngine.from_bundle(self.bundle.config, self.bundle.files["weights.safetensors"])
-        raise UsageError(f"no engine {name!r}; there are: onnx, torch")
+        if name == "openvino":
+            return OpenVinoEngine(self.bundle.files["model.onnx"])
+        raise UsageError(f"no engine {name!r}; there are: onnx, openvino, torch")
+
+    def golden(self) -> tuple[float, list[str]]:
+        """Largest difference to what was said of the golden pictures, in units of the scale; verdicts that flip."""
+        gaps, flips = [0.0], []
+        for entry in self.bundle.json("golden.json"):
+            score, _, _ = self.look(self.bundle.files[f"golden/{entry['name']}"])
+            scale = self.calibration.scale if self.calibration else max(abs(entry["score"]), 1e-12)
+            gaps.append(abs(score - entry["score"]) / scale)
+            if self.calibration and (score > self.calibration.threshold) != entry["nok"]:
+                flips.append(entry["name"])
+        return float(np.max(gaps)), flips  # NaN stays NaN, which is within nothing
+
+    def _prove(self) -> None:
+        gap, flips = self.golden()
+        if not gap <= TOLERANCE or flips:
+            raise GateError(
+                f"{self.engine.name}: scores of the golden pictures differ by {gap:.1e} of their scale (allowed "
+                f"{TOLERANCE:.0e}), {len(flips)} verdicts flip: use the engine onnx on this machine"
+            )
+        self._proven = (*self._proven, self.engine.name)
 
     def inspect(self, picture: Source, *, name: str = "", part: str = "") -> Inspection:
         """One picture of one part: a file, its bytes, or an array (H, W[, 3]) of uint8 or uint16.
@@ -100,8 +128,7 @@ class Model:
     @property
     def unfit(self) -> str | None:
         """Why the calibration does not hold for this engine, or None."""
-        passed = self.bundle.config.get("parity", {}).get("engines", ())
-        return self.calibration.unfit(self.engine.name, passed) if self.calibration else None
+        return self.calibration.unfit(self.engine.name, self._proven) if self.calibration else None
 
     def predict(self, picture: Source) -> tuple[float, np.ndarray]:
         """Score, and the map in the size of the picture as given: (H, W) float32."""
