@@ -31,7 +31,8 @@ from results import HERE, commit
 from scipy.special import log_ndtr, ndtr, ndtri
 
 from flawmap.verdict import policies, rates
-from flawmap.verdict.calibration import MARGIN, Calibration, by_part
+from flawmap.verdict.calibration import Calibration
+from flawmap.verdict.parts import MARGIN, by_part
 
 TABLE = HERE / "out" / "calibration.json"
 PAGE = HERE.parent / "docs" / "promise.md"

@@ -22,7 +22,8 @@ import numpy as np
 from promise import machine
 from results import DATA, HERE, commit
 
-from flawmap.verdict.calibration import Calibration, Parts, by_part
+from flawmap.verdict.calibration import Calibration
+from flawmap.verdict.parts import Parts, by_part
 from flawmap.verdict.policies import Costs, cost, no_escape
 from flawmap.verdict.rates import at_least, clopper_pearson, least_parts, percent, upper
 
@@ -122,7 +123,7 @@ def tables(table: Sequence[dict[str, Any]]) -> Iterator[str]:
         missed, any_missed, refused, _ = split(row)
         yield f"| {row['method']}, {row['seed']} | {missed:.1%} | {any_missed:.1%} | {refused:.1%} |"
     firsts = [row for row in rows if row["seed"] == min(r["seed"] for r in rows if r["method"] == row["method"])]
-    yield from ("", "All 13 setups, in the words of `flawmap calibrate --policy no-escape`, for the first seed:", "")
+    yield from ("", "All 13 setups, in the words of the policy `no-escape`, for the first seed:", "")
     for row in firsts:
         yield f"- **{row['method']}, seed {row['seed']}.** {no_escape(*groups(row)).sentence}"
     yield from ("", "## Signed by costs", "")

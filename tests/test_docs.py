@@ -6,6 +6,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import json
 import re
 import runpy
 import shlex
@@ -371,6 +372,66 @@ def test_the_graph_alone_says_what_flawmap_says(
         verdict, score = re.match(r"(\w+)\s+score ([\d.]+)", line).groups()  # type: ignore[union-attr]
         assert verdict == found.verdict
         assert float(score) == pytest.approx(found.score, abs=1e-4)
+
+
+def _calibrated(first: Path, folder: Path, **changed: object) -> Path:
+    """What the first model was exported to, with another calibration."""
+    calibration = json.loads((first / "onnx/calibration.json").read_text())
+    shutil.copytree(first / "onnx", folder)
+    (folder / "calibration.json").write_text(json.dumps({**calibration, **changed}))
+    return folder
+
+
+def test_the_graph_alone_sends_to_review_what_is_between_two_thresholds(
+    first: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = sorted((first / "woven-parts/test").rglob("*.png"))
+    model = flawmap.load(first / "first.flaw")
+    scores = sorted(model.inspect(picture).score for picture in pictures)
+    low, high = ((scores[i] + scores[i + 1]) / 2 for i in (0, 2))
+    folder = _calibrated(first, tmp_path / "band", threshold=high, review_threshold=low)
+    assert model.calibration
+    banded = dataclasses.replace(model.calibration, threshold=high, review_threshold=low)
+    _run("04_onnx_alone.py", folder, *pictures)
+    found = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert found == [banded.verdict([model.inspect(picture).score]) for picture in pictures]
+    assert (found.count("OK"), found.count("REVIEW"), found.count("NOK")) == (1, 2, len(pictures) - 3)
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"views": [2, 2]}, "parts of several views"),
+        ({"views": [1, 2]}, "parts of several views"),
+        ({"rule": "mean"}, "by their mean"),
+    ],
+)
+def test_the_graph_alone_refuses_parts_of_several_views(
+    first: Path, tmp_path: Path, changed: dict[str, object], why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _calibrated(first, tmp_path / "views", **changed)
+    with pytest.raises(SystemExit, match=why):
+        _run("04_onnx_alone.py", folder, first / "woven-parts/test/good/000.png")
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("changed", "warning"),
+    [
+        ({}, ""),
+        ({"unit": "picture"}, "promise nothing for parts of several views"),
+        ({"policy": "f1-oracle"}, "read off the answers, no operating point"),
+    ],
+)
+def test_the_graph_alone_warns_of_verdicts_that_are_no_promise(
+    first: Path, tmp_path: Path, changed: dict[str, object], warning: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = _calibrated(first, tmp_path / "warned", **changed)
+    _run("04_onnx_alone.py", folder, first / "woven-parts/test/hole/000.png")
+    captured = capsys.readouterr()
+    assert captured.out.startswith("NOK ")
+    assert captured.err.count("\n") == bool(warning)
+    assert warning in captured.err
 
 
 def test_the_graph_alone_is_used_without_flawmap() -> None:

@@ -99,7 +99,7 @@ def test_the_least_cost_is_that_of_a_loop():
 
 def test_a_defect_stands_at_its_size_and_score():
     some = Known(np.array([1.0, 3.0]), np.array([True, True]), np.array([4, 9]))
-    root = parse(figures.sizes(some, np.array([10, 1000]), np.array([True, False]), 2.0, "s"))
+    root = parse(figures.sizes(some, np.array([10, 1000]), ["wrong", ""], 2.0, "s"))
     small, large = drawn(root, "mark wrong")[0], drawn(root, "mark")[0]
     assert (small.get("data-p"), large.get("data-p")) == ("4", "9")
     at = np.array([[float(v) for v in node.get("data-at", "").split()] for node in (small, large)])
@@ -114,8 +114,47 @@ def test_odd_input_still_makes_a_drawing(value):
         figures.roc(flat, None, "a"),
         figures.rates(flat, value, "b"),
         figures.cost(flat, value, Costs(0, 0, 0), "c"),
-        figures.sizes(flat, np.ones(4), np.ones(4, bool), None, "d"),
+        figures.sizes(flat, np.ones(4), ["wrong"] * 4, None, "d"),
         figures.training(np.full(3, value), "e"),
         figures.embedding(np.zeros((4, 2)), [-1, 0, 1, 2], [True] * 4, "f"),
     ):
         assert "nan" not in ElementTree.tostring(parse(svg), "unicode")
+
+
+def test_the_cost_with_a_band_of_review_is_that_of_a_loop():
+    costs, cuts = Costs(50, 2, 0.03, 0.4), np.arange(-0.5, 20, 0.5)
+    found = costs.of(known, cuts, 8.0)
+    for t, value in zip(cuts, found, strict=True):
+        total = 0.0
+        for s, bad in zip(known.scores, known.defect, strict=True):
+            price = 50 if bad and s <= min(t, 8) else 2 if not bad and s > t else 0.4 if min(t, 8) < s <= t else 0
+            total += price * (0.03 / 45 if bad else 0.97 / 60)
+        assert value == pytest.approx(total)
+    assert costs.of(known, cuts) == pytest.approx(Costs(50, 2, 0.03).of(known, cuts))
+
+
+def test_what_goes_to_review_has_not_escaped():
+    root = parse(figures.rates(known, 12.0, "r", 8.0))
+    corners = points(drawn(root, "rate escapes")[0].get("points", ""))
+    x, y = axis(root, "x", corners[:, 0]), axis(root, "y", corners[:, 1])
+    for threshold in np.arange(-0.5, 20):
+        assert np.interp(threshold, x, y) == pytest.approx((flawed <= min(threshold, 8)).mean(), abs=4e-3)
+    for name, value in (("threshold", 12.0), ("review-line", 8.0)):
+        assert axis(root, "x", np.array([float(drawn(root, name)[0].get("x1", 0))])) == pytest.approx(value, abs=0.01)
+
+
+def test_a_part_for_review_is_neither_found_nor_an_escape():
+    some = Known(np.array([1.0, 2.0, 3.0]), np.ones(3, bool), np.array([4, 5, 9]))
+    root = parse(figures.sizes(some, np.array([10, 100, 1000]), ["wrong", "review", ""], 2.5, "s", 1.5))
+    of = {name: drawn(root, name)[0].get("data-p") for name in ("mark wrong", "mark review", "mark")}
+    assert of == {"mark wrong": "4", "mark review": "5", "mark": "9"}
+    assert len(drawn(root, "review-line")) == 1
+    assert next(node.text or "" for node in root.iter("desc")).endswith("1 escape. 1 go to review.")
+
+
+def test_axes_of_scores_that_differ_in_their_last_digit_still_have_a_length():
+    scores = 1e9 + np.arange(4) * 2e-6
+    near = Known(scores, np.array([False, True, False, True]), np.arange(4))
+    root = parse(figures.rates(near, None, "r"))
+    low, high, *_ = map(float, root.get("data-x", "").split())
+    assert low < scores[0] < scores[-1] < high

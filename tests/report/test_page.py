@@ -234,7 +234,7 @@ def test_views_of_one_part_are_counted_as_one_part():
         Scored("c2", "c", None, 0.5, Verdict.OK),
     ]
     text = Reader(render(Report("Views", SCALE, scores=views))).text
-    assert all(s in text for s in ("good, 1 part", "crack, 1 part", "unknown, 1 part"))
+    assert all(s in text for s in ("good, 2 parts", "crack, 1 part"))
 
 
 def test_escapes_and_false_alarms_are_named_beside_their_pictures():
@@ -405,3 +405,26 @@ def test_the_page_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=False)
     assert done.returncode == 0
+
+
+def test_a_figure_says_what_it_counts_and_the_parts_have_theirs():
+    metrics = {**(sample_report().metrics or {}), "part_auroc": 0.9999999999999999, "i_auroc": 0.98}
+    text = Reader(render(sample_report(metrics=metrics))).text
+    assert "Part AUROC 1.000 of parts:" in text
+    assert "Image AUROC 0.980 of pictures:" in text
+    assert re.search(r"Pixel AUROC [\d.]+ of pixels:", text)
+
+
+def test_the_first_gallery_says_how_many_there_are():
+    views = [*scored("good", [1.0] * 5), *scored("crack", np.linspace(0.5, 1.9, 30).tolist())]
+    report, _ = looked(Report("x", SCALE, "", CALIBRATION, scores=views))
+    read = Reader(render(report))
+    assert "Worst escapes: 8 of 30" in read.text
+    assert read.tags["article"] == 8
+
+
+def test_the_page_names_no_page_of_documentation():
+    crossed = dataclasses.replace(CALIBRATION, sentence="By re-splitting (docs/promise.md).")
+    text = Reader(render(sample_report(calibration=crossed))).text
+    assert "By re-splitting." in text
+    assert "docs/" not in text

@@ -1,8 +1,12 @@
 from __future__ import annotations
 
-import numpy as np
+import itertools
+from pathlib import Path
 
-from flawmap.report.parts import Scored, by_part, picks, shown
+import numpy as np
+import pytest
+
+from flawmap.report.parts import Scored, by_part, doubt, picks, promised, reviews, shown
 from flawmap.types import Verdict
 from flawmap.verdict.calibration import Calibration
 
@@ -28,7 +32,7 @@ def test_views_of_one_part_become_one_part():
     assert [(p.kind, p.score, p.verdict) for p in parts.values()] == [
         ("crack", 5, "NOK"),
         ("good", 1.4, "OK"),
-        (None, 1, "OK"),
+        ("good", 1, "OK"),
     ]
     assert [p.views for p in parts.values()] == [(1, 0), (3, 2), (4, 5)]
 
@@ -54,3 +58,50 @@ def test_a_part_that_a_person_reviews_is_not_wrong_and_a_mean_is_taken_where_it_
     views = [Scored("a1", "a", "crack", 1.0, Verdict.REVIEW), Scored("a2", "a", "crack", 3.0, Verdict.REVIEW)]
     part = by_part(views, lambda scores: float(np.mean(scores)))[0]
     assert (part.score, part.verdict, part.wrong, part.views) == (2.0, "REVIEW", "", (1, 0))
+
+
+def test_by_a_review_threshold_parts_are_borderline_too_and_counted_by_kind():
+    views = [*scored("good", [1.0, 1.52, 1.8]), *scored("crack", [1.49, 1.7, 3.0]), *scored(None, [1.6])]
+    views = [v._replace(verdict=Verdict.REVIEW if 1.5 < v.score <= CALIBRATION.threshold else v.verdict) for v in views]
+    parts = by_part(views)
+    near = sorted(range(7), key=lambda i: min(abs(views[i].score - 1.5), abs(views[i].score - CALIBRATION.threshold)))
+    assert picks(parts, CALIBRATION.threshold, 1.5)["borderline"] == near
+    assert near[:2] == [3, 1]
+    assert shown(parts, CALIBRATION.threshold, 4, 1.5) >= {1, 3}
+    assert reviews(parts, 1.5) == (4, 7, "good 2, defective 1, unknown 1")
+    assert reviews(parts, None) is None
+
+
+@pytest.mark.parametrize("kinds", list(itertools.product(["good", None, "crack", "stain"], repeat=2)))
+def test_a_parts_kind_is_that_of_the_metrics(kinds: tuple[str | None, str | None]):
+    from flawmap.run import evaluate
+    from flawmap.types import Sample
+
+    views = [Scored(f"a{i}", "a", kind, 1.0 + i, Verdict.OK) for i, kind in enumerate(kinds)]
+    told = [evaluate.Scored(Sample(Path(v.name), v.name, "a", "test", v.kind), v.score, 1.0) for v in views if v.kind]
+    counted = evaluate._by_part(told)
+    assert by_part(views)[0].kind == (counted[0].sample.kind if counted else None)
+
+
+@pytest.mark.parametrize(
+    ("policy", "notes", "words"),
+    [
+        ("false-alarm", [], None),
+        ("cost", ["left out: a.png", "0 of the pictures were used to fit or calibrate this model: fine"], None),
+        ("false-alarm", ["1 of the pictures was used to fit or calibrate this model: too good"], "(1 of the pictures"),
+        ("cost", ["x", "38 of the pictures were used to fit or calibrate this model"], "(38 of the pictures"),
+        ("manual", [], "chosen by hand"),
+        ("f1-oracle", [], "F1 oracle"),
+    ],
+)
+def test_a_threshold_read_off_the_parts_or_chosen_by_hand_is_doubted(policy: str, notes: list[str], words: str | None):
+    found = doubt(policy, notes)
+    assert (found is None) == (words is None)
+    if found and words:
+        assert words in found.said
+        assert "promises nothing" in found.said
+        assert "promises nothing" in found.label
+
+
+def test_the_sentence_names_no_page_that_is_not_there():
+    assert promised("At most 4.0 % by re-splitting (docs/promise.md).") == "At most 4.0\u202f% by re-splitting."

@@ -129,3 +129,31 @@ def test_ticks_are_round_values_inside_the_axis(low, high, expected):
 )
 def test_a_rate_is_never_rounded_to_none_or_all(rate, text):
     assert plots.percent(rate) == f"{text}\u202f%"
+
+
+@pytest.mark.parametrize(("value", "text"), [(1.0005, "1.000"), (0.03125, "0.03125"), (1000.5, "1001"), (2.5, "2.500")])
+def test_scores_have_four_digits_and_ties_go_away_from_zero(value: float, text: str):
+    assert plots.score(value) == text  # 1.0005 as a float lies below the tie
+    assert plots.score(-value) == f"-{text}"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.9999999999999999, "1.000"), (1.0, "1.000"), (0.9999, "> 0.999"), (0.9994, "0.999"), (0, "0.000")],
+)
+def test_a_figure_is_one_only_when_it_is(value: float, text: str):
+    assert plots.figure(value) == text
+
+
+def test_a_review_threshold_has_a_line_and_a_label_of_its_own():
+    scores = np.array([1.0, 2.0, 3.0, 4.0])
+    one = plots.Lane("crack", scores, scores < 1.5, False, range(4), False, (scores > 1.5) & (scores < 3.5))
+    root = parse(plots.lanes([one], 3.5, "a", 720, "Scores", 1.5))
+    low, high, start, end = map(float, root.get("data-x", "").split())
+    for name, value in (("threshold", 3.5), ("review-line", 1.5)):
+        assert float(drawn(root, name)[0].get("x1", 0)) == pytest.approx(
+            start + (value - low) / (high - low) * (end - start), abs=0.1
+        )
+    assert drawn(root, "review-label")[0].text == "review above 1.500"
+    marks = {node.get("data-p"): node.get("class") for node in root.iter("rect") if node.get("data-p")}
+    assert marks == {"0": "bar wrong", "1": "bar review", "2": "bar review", "3": "bar"}

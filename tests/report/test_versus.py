@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -33,6 +34,9 @@ def run(letter: str, name: str = "one", **more) -> Run:
         "escapes": Rate(2, 6, 0.04, 0.78),
         "false_alarms": Rate(1, 10, 0.003, 0.445),
         "reviews": 0,
+        "reviews_good": 0,
+        "reviews_defective": 0,
+        "judged": 16,
         "undecided": 0,
         "part_auroc": Estimate(0.9, 0.8, 0.95),
         "picture_auroc": Estimate(0.85, 0.7, 0.9),
@@ -60,7 +64,7 @@ def compared(**more) -> Versus:
     given = parts()
     row = {"part": "part 3", "kind": "good", "effect": "newly wrong"}
     row |= {"before": {"verdict": "OK", "score": 1.25}, "after": {"verdict": "NOK", "score": 2.75}}
-    changes = [Change("defective", 6, 3, 1, 0, 2, 1.0, 1.0), Change("good", 10, 8, 0, 1, 1, 1.0, 1.0)]
+    changes = [Change("defective", 6, 3, 1, 0, 0, 2, 1.0, 1.0), Change("good", 10, 8, 0, 0, 1, 1, 1.0, 1.0)]
     pair = Pair("A", "B", "Nothing is told apart.", Estimate(-0.1, -0.3, 0.05), Estimate(0.01), changes, [row])
     kinds = [Kind("crack", 6, [0.9, None], [Rate(2, 6, 0.04, 0.78), None])]
     whole = Versus([run("A"), run("B", "other")], [pair], kinds, given, 20, ["a note"])
@@ -226,6 +230,140 @@ def test_of_very_many_parts_a_drawing_keeps_what_changed():
     kept = plots._thinned(given, ["p1", "p8999"])
     assert len(kept) == 3001 + 2
     assert {1, 8999} <= set(kept)
+
+
+def test_a_drawing_that_leaves_parts_out_says_so():
+    given = [Part(f"p{n}", "good", [float(n), float(n)], [Verdict.OK, Verdict.OK]) for n in range(9001)]
+    pair = compared().pairs[0]
+    rows = [{**pair.changed[0], "part": f"p{n}"} for n in (1, 8999)]
+    told = text_of(page(compared(parts=given, pairs=[replace(pair, changed=rows)])))
+    said = "Drawn are 3003 of 9001 parts: every 3rd, and all with another verdict."
+    assert told.count(said) == 2  # below the drawing, and in its description
+    many = [{**pair.changed[0], "part": f"p{n}"} for n in range(1, 901)]
+    told = text_of(page(compared(parts=given, pairs=[replace(pair, changed=many)])))
+    kept = len(set(range(0, 9001, 3)) | set(range(1, 201)))
+    assert f"Drawn are {kept} of 9001 parts: every 3rd, and the first 200 of 900 with another verdict." in told
+    assert "Drawn are" not in text_of(page(compared()))
+    words = [f"{n}{plots._th(n)}" for n in (1, 2, 3, 4, 11, 12, 13, 22, 111)]
+    assert words == ["1st", "2nd", "3rd", "4th", "11th", "12th", "13th", "22nd", "111th"]
+
+
+def reviewed(seed: int = 0) -> Versus:
+    """B has a band for review, above 1.5 and up to 2.5; A has none."""
+    verdict = {False: Verdict.OK, True: Verdict.REVIEW}
+    given = []
+    for part in parts(seed):
+        b = Verdict.NOK if part.scores[1] > 2.5 else verdict[part.scores[1] > 1.5]
+        given.append(part._replace(verdicts=[part.verdicts[0], b]))
+    runs = []
+    for i, letter in enumerate("AB"):
+        good, bad = ([p.verdicts[i] for p in given if (p.kind == "good") == which] for which in (True, False))
+        looked = [v.count(Verdict.REVIEW) for v in (good, bad)]
+        more: dict[str, Any] = {"reviews": sum(looked), "reviews_good": looked[0], "reviews_defective": looked[1]}
+        more |= {
+            "escapes": Rate(bad.count(Verdict.OK), 6, 0, 1),
+            "false_alarms": Rate(good.count(Verdict.NOK), 10, 0, 1),
+        }
+        runs.append(run(letter, **more, review_threshold=1.5 if i else None))
+    return compared(parts=given, runs=runs)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_operating_points_of_a_band_for_review_lie_on_the_curve(seed: int):
+    whole = reviewed(seed)
+    labels = np.array([p.kind != "good" for p in whole.parts])
+    scores = np.array([p.scores[1] for p in whole.parts])
+    alarms, found, _ = roc_curve(labels, scores, drop_intermediate=False)
+    points = plots.operating(whole.runs[1])
+    assert points is not None
+    for point, threshold in zip(points, (2.5, 1.5), strict=True):
+        above = scores > threshold
+        assert point == pytest.approx((above[~labels].mean(), above[labels].mean()))
+        assert np.hypot(alarms - point[0], found - point[1]).min() < 1e-12
+    one = plots.operating(whole.runs[0])
+    assert one is not None
+    assert one[0] == one[1]
+    assert plots.operating(run("A", escapes=None)) is None
+
+
+def test_a_band_for_review_is_drawn_from_the_mark_to_its_end():
+    svg = drawing(plots.curves(reviewed()))
+    band = [e.attrib for e in svg.iter("path") if e.attrib["class"].startswith("band")]
+    assert [a["class"] for a in band] == ["band r1"]
+    start = re.match(r"M([\d.]+),([\d.]+)", band[0]["d"])
+    assert start is not None
+    curve = next(e.attrib["d"] for e in svg.iter("path") if e.attrib["class"] == "curve r1")
+    steps = re.findall(r"H[\d.]+V[\d.]+", band[0]["d"])
+    assert set(steps) <= set(re.findall(r"H[\d.]+V[\d.]+", curve))  # it never leaves the curve
+    assert len(steps) > 2
+    end = re.findall(r"[\d.]+", steps[-1])
+    ring = next(e.attrib for e in svg.iter("circle") if e.attrib["class"].startswith("end"))
+    assert (ring["class"], ring["cx"], ring["cy"]) == ("end r1", *end)
+    square = next(e.attrib["d"] for e in svg.iter("path") if e.attrib["class"] == "mark r1")
+    corner = re.match(r"M([\d.]+),([\d.]+)h([\d.]+)", square)
+    assert corner is not None
+    x, y, side = map(float, corner.groups())
+    assert (x + side / 2, y + side / 2) == pytest.approx((float(start[1]), float(start[2])), abs=0.11)
+    assert float(ring["cx"]) > float(start[1])  # more good parts are stopped
+    assert float(ring["cy"]) <= float(start[2])
+    assert not [e for e in drawing(plots.curves(compared())).iter("path") if "band" in e.attrib["class"]]
+
+
+def test_a_review_threshold_names_the_side_that_passes():
+    whole = reviewed()
+    svg = drawing(plots.ranks(whole, whole.pairs[0]))
+    sides = [e.text for e in svg.iter("text") if e.attrib["class"] == "side"]
+    assert sorted(filter(None, sides)) == ["A: OK", "B: OK", "NOK", "NOK"]
+    review = next(e.attrib for e in svg.iter("line") if e.attrib["class"] == "review")
+    nok = [e.attrib for e in svg.iter("line") if e.attrib["class"] == "threshold"][1]
+    at = {
+        e.text: e.attrib["transform"]
+        for e in svg.iter("text")
+        if e.attrib["class"] == "side" and "transform" in e.attrib
+    }
+    up = {text: float(re.findall(r"[\d.]+", place)[1]) for text, place in at.items()}
+    assert up["NOK"] < float(nok["y1"]) < float(review["y1"]) < up["B: OK"]
+
+
+def test_the_page_counts_parts_for_review_by_class():
+    whole = reviewed()
+    b = whole.runs[1]
+    told = text_of(page(whole))
+    assert b.reviews_good
+    assert b.reviews_defective
+    assert (
+        f"For review neither of these 0 of 16 {b.reviews} of 16 {b.reviews_good} good, {b.reviews_defective} defective"
+        in told
+    )
+    assert "2.500 review above 1.500" in told
+    assert "the ring that counts the parts for review in" in told
+    changed = replace(whole.pairs[0].changes[0], mended=3, to_review=2)
+    more = text_of(page(replace(whole, pairs=[replace(whole.pairs[0], changes=[changed])])))
+    assert "3 2 for review" in more
+    plain = text_of(page(compared()))
+    assert "For review" not in plain
+    assert "the ring" not in plain
+
+
+def test_doubts_of_a_run_stand_above_all_figures():
+    doubted = run("B", "other", doubts=["12 of the pictures were used.", EVIL])
+    told = text_of(page(compared(runs=[run("A"), doubted])))
+    assert told.index("Beware of B: other") < told.index("B against A") < told.index("Figures")
+    assert "12 of the pictures were used. &lt;script&gt;" in told
+    assert "Beware" not in text_of(page(compared()))
+
+
+def test_intervals_and_levels_of_several_comparisons_are_named():
+    pair = compared().pairs[0]
+    runs = [run("A"), run("B", "b"), run("C", "c")]
+    given = [p._replace(scores=[*p.scores, p.scores[0]], verdicts=[*p.verdicts, p.verdicts[0]]) for p in parts()]
+    kinds = [Kind("crack", 6, [0.9, None, 0.5], [Rate(2, 6, 0.04, 0.78), None, None])]
+    pairs = [replace(pair, level=0.025), replace(pair, after="C", level=0.025)]
+    told = text_of(page(compared(runs=runs, pairs=pairs, parts=given, kinds=kinds)))
+    assert told.count("97.5 % interval") == 2
+    assert told.count("of 2 comparisons each is held against 2.5 %.") == 2
+    assert "A p below 2.5 % (5 % over 2 comparisons)" in told
+    assert "95 % interval" in text_of(page(compared()))
 
 
 def test_runs_are_told_apart_by_dashes_and_shapes():

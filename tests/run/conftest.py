@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flawmap.images.decode import decode
+from flawmap.run.bundle import Bundle
+from flawmap.run.calibrate import calibrate
+from flawmap.run.export import golden_anew
 from flawmap.run.fit import fit
 from flawmap.run.model import Model
 
@@ -52,3 +56,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Model:
     wave = 2200 + 900 * np.sin(x / 5) + 400 * np.cos(y / 7)
     picture = (wave + np.random.default_rng(0).normal(0, 60, (64, 64))).astype(np.uint16)
     return fit([picture], "patchcore", options={"size": 64}, out=tmp_path_factory.mktemp("alone"))
+
+
+@pytest.fixture(scope="session")
+def banded(crossed: Model, world: Path) -> Model:
+    """The same with two thresholds, by cost: its defects are squares from hardly visible to dark."""
+    faint = []
+    for share in np.linspace(0.02, 1.0, 16):
+        picture = decode(world / "test/good/000.png").astype(float)
+        picture[20:34, 24:38] += share * (30 - picture[20:34, 24:38])
+        faint.append(np.rint(picture).astype(np.uint8))
+    costs = {"escape_cost": 50, "reject_cost": 20, "review_cost": 0.5, "defect_rate": 0.1}
+    made = calibrate(crossed, policy="cost", defects=faint, **costs)
+    assert made.calibration is not None
+    return Model(Bundle(golden_anew(made.engine, made.intake, made.bundle.files, made.calibration), "banded"))

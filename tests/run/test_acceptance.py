@@ -13,6 +13,8 @@ from flawmap import cli
 from flawmap.errors import CalibrationError, DataError, UsageError
 from flawmap.images.folder import find
 from flawmap.run.acceptance import accept, in_words, place
+from flawmap.run.calibrate import calibrate
+from flawmap.run.engine import Engine
 from flawmap.run.evaluate import evaluate
 from flawmap.run.model import Model
 from flawmap.types import Sample
@@ -191,10 +193,163 @@ def test_what_is_no_study_is_refused_before_anything_is_judged(
         accept(alone, trials, out)
     with pytest.raises(DataError, match="nothing says whether it is good"):
         accept(crossed, trials / "trial-1/good", tmp_path / "unknown")
+    assert not (tmp_path / "unknown").exists()
     assert not out.exists()
     for pattern in ("(", "trial-1", r"(\d)-(\d)", r"(?P<run>\d)", r"(?P<station>\d)"):
         with pytest.raises(UsageError, match="trial_pattern"):
             place(find(trials, kind=None), pattern)
+
+
+def test_trials_are_counted_as_people_count(crossed: Model, trials: Path, tmp_path: Path) -> None:
+    draw = np.random.default_rng(3)
+    for trial in (10, 9, 11):
+        for kind in ("good", "square"):
+            for number in range(2):
+                name = f"{kind}/{number:03}.png"
+                _again(trials / "trial-1" / name, tmp_path / f"study/trial-{trial}" / name, draw)
+    found, accepted = accept(crossed, tmp_path / "study", tmp_path / "out", trial_pattern=r"trial-(\d+)")
+    rows = _rows(tmp_path / "out")
+    assert [row["trial"] for row in rows] == ["9"] * 4 + ["10"] * 4 + ["11"] * 4
+    assert [entry.sample.name.split("/")[0] for entry in found.pictures] == ["trial-9"] * 4
+    assert accepted["notes"][0].startswith("rates count the first presentation of each part (trial 9)")
+    assert list(accepted["stations"][0]["agreement"]["kappa_by_trial"]) == ["9", "10", "11"]
+    names = [f"line {station}/run {trial}/0.png" for station in (2, 10, 1) for trial in (10, 2, 1)]
+    samples = [Sample(Path(name), name, name, "test", "good") for name in names]
+    placed = place(samples, r"line (?P<station>\d+)/run (?P<trial>\d+)")
+    assert list(placed) == [(station, trial) for station in ("1", "2", "10") for trial in ("1", "2", "10")]
+
+
+def test_each_station_has_the_same_trials(crossed: Model, trials: Path, tmp_path: Path) -> None:
+    draw, pattern = np.random.default_rng(4), r"(?P<station>[AB])(?P<trial>\d)"
+    for name, shown in (("apart", ("A1", "A2", "B3", "B4")), ("once", ("A1", "A2", "B1"))):
+        for place_ in shown:
+            for number in range(2):
+                _again(trials / f"trial-1/good/00{number}.png", tmp_path / name / place_ / f"good/{number}.png", draw)
+    with pytest.raises(DataError, match=r"station A has the trials 1, 2, station B 3, 4: .*number the trials alike"):
+        accept(crossed, tmp_path / "apart", tmp_path / "out", trial_pattern=pattern)
+    with pytest.raises(DataError, match="station B: 1 presentation of each part: agreement takes at least 2 trials"):
+        accept(crossed, tmp_path / "once", tmp_path / "out", trial_pattern=pattern)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pictures_that_made_the_model_are_not_accepted_on(crossed: Model, world: Path, tmp_path: Path) -> None:
+    study = tmp_path / "study/test"
+    shutil.copytree(world / "test", study)
+    shutil.copy(world / "train/good/007.png", study / "good/renamed.png")
+    with pytest.raises(DataError, match=r"good/renamed\.png: this very picture was used .*role 'fit and calibration"):
+        accept(crossed, tmp_path / "study", tmp_path / "out")
+    found = evaluate(crossed, tmp_path / "study", tmp_path / "plain")
+    told = [note for note in found.notes if "used to fit" in note]
+    assert told == ["1 of the pictures was used to fit or calibrate this model: rates on them are too good"]
+    again = calibrate(crossed, world / "test/good", policy="no-escape", defects=world / "test/square")
+    with pytest.raises(DataError, match=r"test/good/000\.png: .*role 'calibration'\), as were 11 more of the pictures"):
+        accept(again, world, tmp_path / "out")
+    for trial in (1, 2):
+        for path in sorted((world / "test/square").iterdir()):
+            _again(path, tmp_path / f"two/trial-{trial}/square" / path.name, np.random.default_rng(trial))
+    shutil.copy(world / "test/square/005.png", tmp_path / "two/trial-2/square/005.png")
+    with pytest.raises(DataError, match=r"trial-2/square/005\.png: this very picture was used .*role 'defect'"):
+        accept(again, tmp_path / "two", tmp_path / "out", trial_pattern=r"trial-(\d)")
+    assert not (tmp_path / "out").exists()
+    assert "12 of the pictures were used to fit or calibrate" in "\n".join(
+        evaluate(again, world, tmp_path / "plain").notes
+    )
+
+
+def test_an_oracle_is_no_operating_point(crossed: Model, world: Path, trials: Path, tmp_path: Path) -> None:
+    oracle = calibrate(crossed, world / "test/good", policy="f1-oracle", defects=world / "test/square")
+    for pattern in (None, r"trial-(\d)"):
+        with pytest.raises(CalibrationError, match="F1 oracle, read off known answers, and no operating point"):
+            accept(oracle, trials, tmp_path / "out", trial_pattern=pattern)
+    assert not (tmp_path / "out").exists()
+    found = evaluate(oracle, trials / "trial-1/good", tmp_path / "plain")
+    assert [note.split(",")[0] for note in found.notes] == ["the threshold is an F1 oracle"]
+
+
+def test_a_part_that_cannot_be_read_once_is_left_out_of_all_trials(
+    crossed: Model, trials: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(trials, tmp_path / "study", ignore=shutil.ignore_patterns("ground_truth"))
+    for name in ("trial-2/square/001.png", "trial-3/good/004.png", "trial-2/good/004.png"):
+        (tmp_path / "study" / name).write_bytes(b"")
+    how = {"trial_pattern": r"trial-(\d)"}
+    with pytest.raises(DataError, match="3 of 36 pictures cannot be used"):
+        accept(crossed, tmp_path / "study", tmp_path / "out", **how)
+    assert not (tmp_path / "out").exists()
+    found, accepted = accept(crossed, tmp_path / "study", tmp_path / "out", skip_bad=True, **how)
+    rows = _rows(tmp_path / "out")
+    assert len(rows) == 30
+    assert not {"square/001.png", "good/004.png"} & {row["part"] for row in rows}
+    assert accepted["stations"][0]["agreement"]["parts"] == 10
+    notes = "\n".join(accepted["notes"])
+    assert notes.count("left out: trial-") == 3
+    assert "left out: part square/001.png: a picture of it cannot be read, so none of it counts (2 more)" in notes
+    assert "left out: part good/004.png: a picture of it cannot be read, so none of it counts (1 more)" in notes
+    assert set(accepted["notes"]) >= set(found.notes)
+
+
+def test_a_part_does_not_pass_on_the_views_that_are_left(held: Model, paired: Path, tmp_path: Path) -> None:
+    for trial in (1, 2):
+        for number in range(4):
+            for view in "ab":
+                name = f"test/square/{number:03}.png" if number < 2 else f"test/good/{number:03}.png"
+                to = tmp_path / f"study/run {trial}/{name.split('/')[1]}/{number:03}_{view}.png"
+                _again(paired / name, to, np.random.default_rng([trial, number, ord(view)]))
+    (tmp_path / "study/run 2/square/000_b.png").write_bytes(b"no picture")
+    how = {"part_pattern": r"(\w+/\d+)_", "skip_bad": True}
+    accepted = accept(held, tmp_path / "study", tmp_path / "out", trial_pattern=r"run (\d)", **how)[1]
+    assert [row["part"] for row in _rows(tmp_path / "out")] == ["good/002", "good/003", "square/001"] * 2
+    assert accepted["stations"][0]["rates"]["escapes"]["n"] == 1
+    assert (
+        "left out: part square/000: a picture of it cannot be read, so none of it counts (3 more)" in accepted["notes"]
+    )
+    once = accept(held, _mvtec(tmp_path / "study/run 2", tmp_path / "once"), tmp_path / "out 2", **how)[1]
+    assert [row["part"] for row in _rows(tmp_path / "out 2")] == ["good/002", "good/003", "square/001"]
+    assert "left out: part square/000: a picture of it cannot be read, so none of it counts (1 more)" in once["notes"]
+
+
+def test_a_part_pattern_that_is_too_short_is_named(held: Model, paired: Path, tmp_path: Path) -> None:
+    """000_a and 000_b of good/ and of square/: four views of what are two parts."""
+    draw = np.random.default_rng(5)
+    for trial in (1, 2):
+        for kind in ("good", "square"):
+            for number, view in ((0, "a"), (0, "b"), (1, "a"), (1, "b")):
+                to = tmp_path / f"study/run {trial}/{kind}/{number:03}_{view}.png"
+                _again(paired / f"test/{kind}/{number:03}.png", to, draw)
+    how = {"trial_pattern": r"run (\d)"}
+    with pytest.raises(DataError, match=r"; part 000 has good and defective pictures .* is the part pattern too short"):
+        accept(held, tmp_path / "study", tmp_path / "out", part_pattern=r"(\d+)_", **how)
+    _, accepted = accept(held, tmp_path / "study", tmp_path / "out", part_pattern=r"(\w+/\d+)_", **how)
+    assert accepted["stations"][0]["rates"]["parts"] == 4
+    assert not [note for note in accepted["notes"] if "pattern" in note]
+
+
+def _mvtec(folder: Path, root: Path) -> Path:
+    shutil.copytree(folder, root / "test")
+    return root
+
+
+class Holed:
+    """An engine whose map has a hole in the n-th picture; its scores are fine."""
+
+    def __init__(self, engine: Engine, at: int) -> None:
+        self.engine, self.name, self.at, self.seen = engine, engine.name, at, 0
+
+    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        map, score = self.engine(image)
+        self.seen += 1
+        return np.where(self.seen == self.at, np.nan, map), score
+
+
+@pytest.mark.parametrize(("at", "name"), [(12, "trial-1/square/005"), (36, "trial-3/square/005")])
+def test_a_map_that_is_not_a_number_is_refused_in_every_trial(
+    crossed: Model, trials: Path, tmp_path: Path, at: int, name: str
+) -> None:
+    model = Model(crossed.bundle)
+    model.engine = Holed(model.engine, at)
+    with pytest.raises(CalibrationError, match=rf"{name}\.png: the score or the map is not a number"):
+        accept(model, trials, tmp_path / "out", trial_pattern=r"trial-(\d)")
+    assert model.engine.seen == at
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from flawmap.cli import main
 from flawmap.errors import DataError, FlawmapError, MissingExtra, UsageError
 from flawmap.run import bulk, shards
 from flawmap.run.bulk import inspect_bulk, listing
+from flawmap.run.calibrate import calibrate
 from flawmap.run.fit import fit
 from flawmap.run.inspect import _parts, inspect
 from flawmap.run.model import Model
@@ -143,7 +144,19 @@ def test_rows_are_to_the_bit_what_plain_inspect_says(
             assert row["error"] is None
             keys = ("score", "verdict", "p_value", "threshold")
             assert [row[key] for key in keys] == [said[key] for key in keys]
-            assert row["regions"] == said["views"][0]["regions"]
+            regions = said["views"][0]["regions"]
+            assert all(region.pop("contour") for region in regions)  # left out of the tables
+            assert row["regions"] == regions
+
+
+def test_regions_of_the_tables_have_their_area_on_the_part(crossed: Model, world: Path, tmp_path: Path):
+    pitched = calibrate(crossed, world / "test/good", pitch_mm=0.25).save(tmp_path / "pitched.flaw")
+    inspect_bulk(pitched, [str(world / "test/square")], tmp_path / "o", workers=1)
+    regions = [region for row in _rows(tmp_path / "o") for region in row["regions"]]
+    assert len(regions) >= 6
+    for region in regions:
+        assert region["area_mm2"] == pytest.approx(region["area_px"] / 16)
+        assert region.keys() == {"box", "area_px", "area_mm2", "centroid", "peak"}
 
 
 def test_views_of_a_part_share_its_verdict_and_have_their_own_scores(

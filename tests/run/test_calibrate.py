@@ -13,6 +13,7 @@ from PIL import Image
 from scipy.stats import beta
 
 from flawmap.errors import BundleError, CalibrationError, DataError, UsageError
+from flawmap.run.bundle import Bundle
 from flawmap.run.calibrate import calibrate
 from flawmap.run.evaluate import evaluate
 from flawmap.run.inspect import inspect
@@ -95,22 +96,121 @@ def test_without_pictures_another_rate_of_the_same_good_parts(crossed: Model):
     assert "false alarms with 90 % confidence" in sure.sentence
 
 
-def test_costs_give_two_thresholds_and_a_person_is_asked_between_them(
-    crossed: Model, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
+def _listed(path: Path, kinds: dict[Path, str], parts: dict[Path, str] | None = None) -> Path:
+    """A list that gives pictures another kind than their folder's name."""
+    rows = [f"{picture},{kind},{(parts or {}).get(picture, picture.name + kind)}" for picture, kind in kinds.items()]
+    path.write_text("\n".join(["path,kind,part", *rows]) + "\n")
+    return path
+
+
+def test_costs_give_two_thresholds_and_a_person_is_asked_between_them(crossed: Model, world: Path, tmp_path: Path):
+    good, bad = (sorted((world / "test" / folder).glob("*.png")) for folder in ("good", "square"))
+    scores = {picture: crossed.predict(picture)[0] for picture in good}
+    faint = sorted(good, key=scores.__getitem__)[2:4]  # defects that look like good parts: nothing tells them apart
+    kinds = {p: "faint" if p in faint else "good" for p in good} | dict.fromkeys(bad, "square")
+    data = _listed(tmp_path / "list.csv", kinds)
     costs = {"escape_cost": 900, "reject_cost": 500, "review_cost": 1, "defect_rate": 0.1}
-    model = load(calibrate(crossed, world, policy="cost", **costs).save(tmp_path / "m.flaw"))
+    model = load(calibrate(crossed, data, policy="cost", **costs).save(tmp_path / "m.flaw"))
     made = model.calibration
     assert made is not None
     assert made.review_threshold is not None
-    # A band over everything that is not certain: reviews are cheap, so no good part is refused and no defect passes.
+    assert (len(made.scores), len(made.defect_scores)) == (4, 8)
+    # Reviews are cheap, so no good part is refused and no defect passes.
     assert made.refused == 0
     assert all(score > made.review_threshold for score in made.defect_scores)
-    found = evaluate(model, world, tmp_path / "out").metrics
+    data.write_text(data.read_text().replace("\n/", "\ntest,/").replace("path,", "split,path,"))
+    found = evaluate(model, data, tmp_path / "out").metrics
     assert (found["escapes"]["count"], found["false_alarms"]["count"]) == (0, 0)
-    assert found["reviews"] == sum(
-        made.review_threshold < score <= made.threshold for score in (*made.scores, *made.defect_scores)
-    )
+    between = sum(made.review_threshold < s <= made.threshold for s in (*made.scores, *made.defect_scores))
+    assert found["reviews"] == between > 0
+    assert model.inspect(faint[0]).verdict is Verdict.REVIEW
+
+
+def test_the_same_name_in_two_folders_is_two_parts(crossed: Model, world: Path, tmp_path: Path):
+    """test/good/000.png and known/000.png have nothing to do with each other."""
+    known = tmp_path / "known"
+    known.mkdir()
+    for number, picture in enumerate(sorted((world / "test/square").glob("*.png"))):
+        shutil.copy(picture, known / sorted((world / "test/good").glob("*.png"))[number].name)
+    made = calibrate(crossed, world / "test/good", policy="no-escape", defects=known).calibration
+    assert made is not None
+    assert made.scores == pytest.approx(_scores(crossed, world / "test/good"))
+    assert made.defect_scores == pytest.approx(_scores(crossed, known))
+
+
+def test_good_pictures_that_all_vanish_are_not_replaced_by_others(crossed: Model, world: Path, tmp_path: Path):
+    good, bad = (sorted((world / "test" / folder).glob("*.png")) for folder in ("good", "square"))
+    kinds = dict.fromkeys(good, "good") | dict.fromkeys(bad, "square")
+    data = _listed(tmp_path / "list.csv", kinds, dict.fromkeys(kinds, "all of them"))
+    with pytest.raises(DataError, match="no part is good in all its views"):
+        calibrate(crossed, data, policy="no-escape")
+
+
+def test_a_list_keeps_its_good_parts_and_the_good_views_of_a_defective_one(held: Model, paired: Path, tmp_path: Path):
+    good, bad = (sorted((paired / "test" / folder).glob("*.png")) for folder in ("good", "square"))
+    parts = {picture: f"g{i // 2}" for i, picture in enumerate(good)} | {good[5]: "broken", bad[0]: "broken"}
+    kinds = dict.fromkeys(good[:4], "good") | {good[5]: "good", bad[0]: "square"}
+    made = calibrate(held, _listed(tmp_path / "list.csv", kinds, parts), policy="no-escape").calibration
+    assert made is not None
+    assert (made.parts, made.images) == (2, 4)
+    assert made.defect_scores == (pytest.approx(max(held.predict(p)[0] for p in (good[5], bad[0]))),)
+    alone = calibrate(held, _listed(tmp_path / "list.csv", kinds, parts), policy="no-escape", per_picture=True)
+    assert alone.calibration is not None
+    assert alone.calibration.defect_scores == (pytest.approx(held.predict(bad[0])[0]),)  # its good view is no defect
+    assert "known defective picture" in alone.calibration.sentence
+
+
+def test_defective_parts_that_were_photographed_otherwise_are_not_counted(held: Model, paired: Path, tmp_path: Path):
+    good, bad = (sorted((paired / "test" / folder).glob("*.png")) for folder in ("good", "square"))
+    parts = {picture: f"g{i // 2}" for i, picture in enumerate(good)}
+    parts |= {bad[0]: "two", bad[1]: "two", bad[2]: "one"}
+    kinds = dict.fromkeys(good, "good") | dict.fromkeys(bad[:3], "square")
+    made = calibrate(held, _listed(tmp_path / "list.csv", kinds, parts), policy="no-escape").calibration
+    assert made is not None
+    assert (len(made.defect_scores), made.set_aside) == (1, 1)
+    assert made.sentence.endswith("1 defective part with another number of views not counted.")
+    del kinds[bad[0]]
+    with pytest.raises(DataError, match="the good parts have 2 views, and no defective part has"):
+        calibrate(held, _listed(tmp_path / "list.csv", kinds, parts), policy="no-escape")
+
+
+def test_a_copy_counts_once(crossed: Model, world: Path, tmp_path: Path):
+    picture = next((world / "test/good").glob("*.png"))
+    for name in ("a.png", "b.png"):
+        shutil.copy(picture, tmp_path / name)
+    with pytest.raises(DataError, match=r"b\.png and a\.png are the same file, as parts 'b\.png' and 'a\.png'"):
+        calibrate(crossed, tmp_path)
+    with pytest.raises(DataError, match="are the same file"):  # good and defective at once
+        calibrate(crossed, world / "test/good", policy="no-escape", defects=world / "test/good")
+
+
+def test_a_part_with_a_view_that_cannot_be_read_is_left_out_whole(held: Model, paired: Path, tmp_path: Path):
+    views = sorted((paired / "test/good").glob("*.png"))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(views[0].read_bytes()[:100])
+    kinds = dict.fromkeys([*views[:5], broken], "good")
+    parts = {view: f"p{i // 2}" for i, view in enumerate(kinds)}
+    data = _listed(tmp_path / "list.csv", kinds, parts)
+    made = calibrate(held, data, skip_bad=True).calibration
+    assert made is not None
+    assert (made.parts, made.images, made.views) == (2, 4, (2, 2))
+
+
+def test_the_bundle_lists_what_its_threshold_rests_on(crossed: Model, world: Path):
+    model = calibrate(crossed, world, policy="no-escape")
+    rows = [json.loads(line) for line in model.bundle.files["data.jsonl"].splitlines()]
+    before = [json.loads(line) for line in crossed.bundle.files["data.jsonl"].splitlines()]
+    assert [row["sha256"] for row in rows[: len(before)]] == [row["sha256"] for row in before]
+    assert [row["role"] for row in rows[len(before) :]] == ["calibration"] * 6 + ["defect"] * 6
+    again = calibrate(model, world / "test/good")
+    roles = [json.loads(line).get("role") for line in again.bundle.files["data.jsonl"].splitlines()]
+    assert roles[len(before) :] == ["calibration before this one"] * 6 + ["calibration"] * 6
+    bare = Model(crossed.bundle.replace({"data.jsonl": b"no JSON"}))
+    with pytest.raises(BundleError, match=r"data\.jsonl is missing or damaged"):
+        calibrate(bare, world / "test/good")
+    bare = Model(Bundle({k: v for k, v in crossed.bundle.files.items() if k != "card.md"}, "here"))
+    with pytest.raises(BundleError, match=r"here: card\.md is missing"):
+        calibrate(bare, world / "test/good")
 
 
 def test_an_area_gate_marks_no_specks_and_keeps_the_mask_of_good_parts_empty(crossed: Model, world: Path):
@@ -163,6 +263,10 @@ def test_the_mean_of_views_is_the_score_of_a_part_everywhere(held: Model, paired
         ({"confidence": 2.0}, CalibrationError, "the confidence 2.0 is not a rate"),
         ({"min_area_px": 0}, UsageError, "at least 1"),
         ({"min_area_mm2": 1.0}, UsageError, "together with the pitch"),
+        ({"min_area_mm2": float("nan"), "pitch_mm": 1.0}, UsageError, "a least area of nan mm"),
+        ({"min_area_mm2": 1.0, "pitch_mm": 1e-200}, UsageError, "a pixel of 1e-200 mm"),
+        ({"rule": "median"}, UsageError, "no rule 'median'"),
+        ({"defects": "here"}, UsageError, "say nothing about false alarms"),
         ({"pitch_mm": 0.0}, UsageError, "a pixel of 0.0 mm"),
         ({"rule": "mean"}, DataError, "scored otherwise"),
         ({"per_picture": True}, DataError, "scored otherwise"),

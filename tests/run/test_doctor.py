@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ import numpy as np
 import onnxruntime
 import pytest
 
+from flawmap.cli import main
 from flawmap.errors import GateError, MissingExtra, UsageError
+from flawmap.run.calibrate import calibrate
 from flawmap.run.doctor import doctor
 from flawmap.run.engine import OnnxEngine
 from flawmap.run.model import Model, load
@@ -52,6 +55,62 @@ def test_a_verdict_that_has_flipped_is_not_sound(crossed: Model, tmp_path: Path)
     assert "1 verdicts flipped" in found["golden pictures"]
 
 
+@pytest.mark.parametrize(("name", "verdict"), [("above-review.png", "OK"), ("below-review.png", "REVIEW")])
+def test_a_verdict_that_has_flipped_between_ok_and_review_is_not_sound(
+    banded: Model, tmp_path: Path, name: str, verdict: str
+):
+    assert doctor(banded.save(tmp_path / "sound.flaw"))[1]
+    golden = banded.bundle.json("golden.json")
+    (entry,) = (entry for entry in golden if entry["name"] == name)
+    assert {entry["verdict"], verdict} == {"OK", "REVIEW"}
+    entry["verdict"] = verdict
+    path = banded.bundle.replace({"golden.json": json.dumps(golden).encode()}).write(tmp_path / "flipped.flaw")
+    assert load(path).golden() == (0.0, [name])
+    found, sound = doctor(path)
+    assert not sound
+    assert "1 verdicts flipped" in found["golden pictures"]
+
+
+def test_golden_pictures_of_older_bundles_know_only_nok(banded: Model, tmp_path: Path):
+    golden = [{k: v for k, v in entry.items() if k != "verdict"} for entry in banded.bundle.json("golden.json")]
+    path = banded.bundle.replace({"golden.json": json.dumps(golden).encode()}).write(tmp_path / "old.flaw")
+    assert doctor(path)[1]
+    golden[3]["nok"] = not golden[3]["nok"]
+    path = banded.bundle.replace({"golden.json": json.dumps(golden).encode()}).write(tmp_path / "flipped.flaw")
+    assert load(path).golden() == (0.0, [golden[3]["name"]])
+
+
+def test_a_calibration_that_does_not_hold_for_the_engine_is_not_sound(crossed: Model, tmp_path: Path):
+    half = json.dumps({**crossed.bundle.json("calibration.json"), "precision": "fp16"}).encode()
+    path = crossed.bundle.replace({"calibration.json": half}).write(tmp_path / "half.flaw")
+    found, sound = doctor(path)
+    assert not sound
+    reason = load(path).unfit
+    assert reason is not None
+    assert reason.startswith("calibrated in fp16, and onnxruntime ")
+    assert found["sound"] == f"no: {reason}"
+    assert found["promise"] == f"none that holds here: {reason}"
+    assert main(["doctor", str(path), "--json"]) == 4
+
+
+def test_a_scale_of_zero_is_held_against_the_least_scale(crossed: Model):
+    model = Model(crossed.bundle)
+    model.calibration = dataclasses.replace(crossed.calibration, scale=0.0)  # type: ignore[type-var]
+    assert model.golden() == (0.0, [])
+    golden = crossed.bundle.json("golden.json")
+    golden[0]["score"] += 1e-6
+    model.bundle = crossed.bundle.replace({"golden.json": json.dumps(golden).encode()})
+    assert model.golden()[0] == pytest.approx(1e6, rel=1e-3)
+
+
+def test_a_threshold_far_off_does_not_make_the_doctor_blind(crossed: Model, tmp_path: Path):
+    far = calibrate(crossed, policy="manual", threshold=1e9)
+    assert doctor(far.save(tmp_path / "far.flaw"))[1]
+    golden = [{**entry, "score": 3 * entry["score"]} for entry in far.bundle.json("golden.json")]
+    path = far.bundle.replace({"golden.json": json.dumps(golden).encode()}).write(tmp_path / "moved.flaw")
+    assert not doctor(path)[1]
+
+
 def test_an_engine_that_says_nan_is_not_sound(crossed: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     real = OnnxEngine.__call__
 
@@ -59,7 +118,7 @@ def test_an_engine_that_says_nan_is_not_sound(crossed: Model, tmp_path: Path, mo
         return real(self, image)._replace(score=np.array([np.nan], np.float32))
 
     monkeypatch.setattr(OnnxEngine, "__call__", broken)
-    golden = [{**entry, "nok": False} for entry in crossed.bundle.json("golden.json")]
+    golden = [{**entry, "nok": False, "verdict": "OK"} for entry in crossed.bundle.json("golden.json")]
     path = crossed.bundle.replace({"golden.json": json.dumps(golden).encode()}).write(tmp_path / "nan.flaw")
     assert doctor(path)[1] is False
 

@@ -13,11 +13,12 @@ from statsmodels.stats.proportion import proportion_confint
 
 from flawmap.errors import CalibrationError, DataError
 from flawmap.images.decode import read_mask
+from flawmap.run.acceptance import accept
 from flawmap.run.calibrate import calibrate
 from flawmap.run.doctor import doctor
 from flawmap.run.evaluate import Evaluated, evaluate, in_words
 from flawmap.run.model import Model, load
-from flawmap.types import Verdict
+from flawmap.types import Sample, Verdict
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +165,58 @@ def test_a_broken_picture_is_named_and_left_out_only_when_asked(crossed: Model, 
     assert found.notes[0].startswith("left out: test/square/002.png: ")
 
 
+def test_a_part_with_a_broken_view_is_left_out_whole(held: Model, paired: Path, tmp_path: Path):
+    """By its other view alone a defect might pass."""
+    shutil.copytree(paired, tmp_path / "set")
+    (tmp_path / "set/test/square/002.png").write_bytes(b"")
+    found = evaluate(held, tmp_path / "set", tmp_path / "out", skip_bad=True)
+    names = [entry.sample.name for entry in found.pictures]
+    assert "test/square/003.png" not in names
+    assert len(names) == 10
+    assert found.notes[0].startswith("left out: test/square/002.png: ")
+    assert found.notes[1] == (
+        "left out: part test/square-1: a picture of it cannot be read, so none of it counts (1 more)"
+    )
+    for path in (tmp_path / "set/test").rglob("*.png"):
+        if int(path.stem) % 2 or int(path.stem) > 3:
+            path.write_bytes(b"")
+    with pytest.raises(DataError, match="every part has a picture that cannot be read"):
+        evaluate(held, tmp_path / "set", tmp_path / "none", skip_bad=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_part_that_gets_no_verdict_is_scored_by_the_rule_of_the_calibration(
+    held: Model, paired: Path, world: Path, tmp_path: Path
+):
+    """Two views are known; three of one part: the mean of theirs under the rule mean, the largest else."""
+    good = [Sample(p, f"{i}", f"part {i // 2}") for i, p in enumerate(sorted((world / "test/good").iterdir()))]
+    three = sorted((paired / "test/square").iterdir())[:3]
+    parts = [Sample(path, path.name, "three", "test", "square") for path in three]
+    parts += [Sample(s.source, f"good {s.name}", s.part, "test", "good") for s in good]
+    scores = [held.predict(path)[0] for path in three]
+    for rule, expected in (("mean", np.mean(scores)), ("largest", max(scores))):
+        model = calibrate(held, good, rule=rule)
+        found = evaluate(model, parts, tmp_path / rule)
+        entry = found.pictures[0]
+        assert entry.verdict is None
+        assert entry.part_score == pytest.approx(expected, abs=1e-9)
+        accept(model, parts[:3], tmp_path / f"accepted {rule}")
+        with (tmp_path / f"accepted {rule}/acceptance.csv").open() as file:
+            row = next(csv.DictReader(file))
+        assert (row["verdict"], row["outcome"], float(row["score"])) == ("", "not judged", entry.part_score)
+
+
+def test_a_pattern_that_mixes_kinds_in_one_part_is_noted(crossed: Model, world: Path, tmp_path: Path):
+    short = evaluate(crossed, world, tmp_path / "short", part_pattern=r"(\d+)\.png")
+    assert "part 000 has good and defective pictures (and 5 parts more): is the part pattern too short?" in short.notes
+    whole = evaluate(crossed, world, tmp_path / "whole", part_pattern=r"(\w+/\d+)\.png")
+    assert not [note for note in whole.notes if "pattern" in note]
+    for kind in ("dent", "scratch"):
+        shutil.copytree(world / "test/square", tmp_path / "set/test" / kind)
+    kinds = evaluate(crossed, tmp_path / "set", tmp_path / "kinds", part_pattern=r"(\d+)\.png")
+    assert kinds.notes[0].startswith("part 000 has pictures of dent and scratch (and 5 parts more)")
+
+
 def test_a_model_that_is_not_calibrated_gives_scores_and_no_verdicts(alone: Model, tmp_path: Path):
     for number, value in enumerate((0, 400)):
         picture = np.full((64, 64), 2000, np.uint16)
@@ -206,7 +259,7 @@ def test_after_a_new_calibration_verdicts_follow_the_new_threshold(crossed: Mode
     ]
     assert model.calibration.sentence in model.card
     assert crossed.calibration.sentence not in model.card
-    unchanged = ("model.onnx", "weights.safetensors", "data.jsonl")
+    unchanged = ("model.onnx", "weights.safetensors")
     assert all(model.bundle.files[name] == crossed.bundle.files[name] for name in unchanged)
 
 

@@ -13,8 +13,10 @@ from PIL import Image
 
 from flawmap.errors import GateError
 from flawmap.images.decode import Intake, decode
+from flawmap.run.bundle import Bundle
+from flawmap.run.calibrate import calibrate
 from flawmap.run.engine import OnnxEngine
-from flawmap.run.export import TOLERANCE, Golden, export_bundle, gate, near_threshold
+from flawmap.run.export import TOLERANCE, Golden, export_bundle, gate, golden_anew, judged_alone, near_threshold
 from flawmap.run.model import Model, load
 from flawmap.types import Prediction
 
@@ -126,6 +128,95 @@ def test_the_gate_refuses_a_verdict_that_flips_however_little_the_score_moves(cr
     calibration = dataclasses.replace(crossed.calibration, threshold=score + little / 2)
     with pytest.raises(GateError, match="the verdict flips"):
         gate(crossed.engine, Wrapped(crossed.engine, _moved(little)), crossed.intake, [picture], calibration)
+
+
+def test_the_gate_refuses_a_verdict_that_flips_to_review(banded: Model):
+    """At the lower threshold no picture becomes NOK, and still the verdict is another."""
+    calibration, pictures = banded.calibration, {golden.name: golden for golden in _golden(banded)}
+    assert calibration is not None
+    assert calibration.review_threshold is not None
+    below = pictures["below-review.png"]
+    gap = calibration.review_threshold - banded.predict(below.content)[0]
+    assert 0 <= gap < 0.01 * calibration.scale
+    large = dataclasses.replace(calibration, scale=1e4 * calibration.scale)  # the score alone would pass
+    found = gate(banded.engine, banded.engine, banded.intake, list(pictures.values()), large)
+    assert [entry["verdict"] for entry in found["pictures"]].count("REVIEW") == 2
+    with pytest.raises(GateError, match=r"below-review\.png.* and the verdict flips"):
+        gate(banded.engine, Wrapped(banded.engine, _moved(1.1 * gap)), banded.intake, [below], large)
+
+
+def test_a_picture_alone_is_judged_by_the_thresholds_whatever_the_views(banded: Model):
+    calibration = dataclasses.replace(banded.calibration, views=(3, 3))  # type: ignore[type-var]
+    low, high = calibration.review_threshold, calibration.threshold
+    assert low is not None
+    scores = (low, np.nextafter(low, np.inf), high, np.nextafter(high, np.inf))
+    assert [judged_alone(score, calibration) for score in scores] == ["OK", "REVIEW", "REVIEW", "NOK"]
+    assert [calibration.verdict([score] * 3) for score in scores] == ["OK", "REVIEW", "REVIEW", "NOK"]
+    assert judged_alone(high, dataclasses.replace(calibration, review_threshold=None)) == "OK"
+    assert judged_alone(high, None) is None
+
+
+def test_golden_pictures_stand_at_the_thresholds_of_another_calibration(crossed: Model, banded: Model):
+    old, new = crossed.calibration, banded.calibration
+    assert old is not None
+    assert new is not None
+    assert new.review_threshold is not None
+    before, files = crossed.bundle.files, banded.bundle.files
+    good = {name for name in before if name.startswith("golden/good-")}
+    assert len(good) == 3
+    near = [f"{where}-{what}.png" for what in ("threshold", "review") for where in ("below", "above")]
+    assert {name for name in files if name.startswith("golden/")} == good | {f"golden/{name}" for name in near}
+    assert all(files[name] == before[name] for name in good)
+    assert files["golden/below-threshold.png"] != before["golden/below-threshold.png"]
+    said = {entry["name"]: entry for entry in banded.bundle.json("golden.json")}
+    assert len(said) == 7
+    for name, entry in said.items():
+        score, map = banded.predict(files[f"golden/{name}"])
+        assert (entry["score"], entry["peak"]) == (score, pytest.approx(float(map.max())))
+        assert entry["verdict"] == banded.inspect(files[f"golden/{name}"]).verdict
+        assert entry["nok"] == (score > new.threshold)
+    assert [said[name]["verdict"] for name in near] == ["REVIEW", "NOK", "OK", "REVIEW"]
+    for what, threshold in (("threshold", new.threshold), ("review", new.review_threshold)):
+        low, high = (said[f"{where}-{what}.png"]["score"] for where in ("below", "above"))
+        assert low <= threshold < high
+        assert high - low < 0.03 * new.scale  # 8 bits fade no finer
+        assert not low <= old.threshold < high
+    assert banded.golden() == (0.0, [])
+
+
+def test_golden_pictures_of_a_threshold_that_nothing_crosses_are_taken_out(crossed: Model, banded: Model):
+    far = calibrate(crossed, policy="manual", threshold=1e6).calibration
+    assert far is not None
+    files = golden_anew(banded.engine, banded.intake, banded.bundle.files, far)
+    assert sorted(name for name in files if name.startswith("golden/")) == [f"golden/good-{i}.png" for i in range(3)]
+    assert [entry["name"] for entry in json.loads(files["golden.json"])] == [f"good-{i}.png" for i in range(3)]
+    others = {name for name in files if not name.startswith("golden")}
+    assert others == {name for name in banded.bundle.files if not name.startswith("golden")}
+    assert all(files[name] == banded.bundle.files[name] for name in others)
+    assert Model(Bundle(files, "far")).golden()[1] == []
+    back = golden_anew(crossed.engine, crossed.intake, files, crossed.calibration)  # type: ignore[arg-type]
+    assert {name: back[name] for name in back if name.startswith("golden/")} == {
+        name: content for name, content in crossed.bundle.files.items() if name.startswith("golden/")
+    }
+
+
+@pytest.mark.parametrize("what", ["score", "map"])
+def test_golden_pictures_are_not_made_of_nan(banded: Model, what: str):
+    def broken(found: Prediction) -> Prediction:
+        return found._replace(**{what: np.full_like(getattr(found, what), np.nan)})
+
+    engine, calibration = Wrapped(banded.engine, broken), banded.calibration
+    assert calibration is not None
+    with pytest.raises(GateError, match=r"golden picture good-0\.png: wrapped finds no finite score"):
+        golden_anew(engine, banded.intake, banded.bundle.files, calibration)
+
+
+def test_a_calibration_that_does_not_hold_is_not_exported(crossed: Model, tmp_path: Path):
+    half = json.dumps({**crossed.bundle.json("calibration.json"), "precision": "fp16"}).encode()
+    path = crossed.bundle.replace({"calibration.json": half}).write(tmp_path / "half.flaw")
+    with pytest.raises(GateError, match=r"half\.flaw: calibrated in fp16, and onnxruntime .*; nothing is written"):
+        export_bundle(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_exported_again_says_what_the_bundle_says(

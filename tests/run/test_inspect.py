@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from flawmap.images.decode import decode
+from flawmap.run.calibrate import calibrate
 from flawmap.run.inspect import inspect
 from flawmap.run.model import Model
 
@@ -117,6 +118,32 @@ def test_a_picture_that_cannot_be_judged_is_an_error_and_the_others_are_judged(
     assert [line.split()[4] for line in capsys.readouterr().out.splitlines()] == ["a.png", "e.png"]
 
 
+def test_verdicts_say_by_which_policy_they_are_and_those_of_an_oracle_are_warned_about(
+    crossed: Model, banded: Model, world: Path, lots: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    oracle = calibrate(crossed, world, policy="f1-oracle")
+    (lots[0] / "004.png").write_bytes(b"")
+    capsys.readouterr()
+    for model, policy in ((crossed, "false-alarm"), (banded, "cost"), (oracle, "f1-oracle")):
+        for as_json in (False, True):
+            assert inspect(model, [str(lots[0])], as_json=as_json) == 3
+            captured = capsys.readouterr()
+            said = captured.err.count("an oracle: read off the answers, no operating point")
+            assert said == (policy == "f1-oracle")  # once, however many parts there are
+            assert len(captured.out.splitlines()) == (6 if as_json else 5)
+            if as_json:
+                assert [json.loads(line)["policy"] for line in captured.out.splitlines()] == [policy] * 6
+
+
+def test_a_part_between_the_thresholds_is_for_review(banded: Model, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    files = banded.bundle.files
+    for name in ("above-review.png", "below-threshold.png", "above-threshold.png"):
+        (tmp_path / name).write_bytes(files[f"golden/{name}"])
+    assert inspect(banded, [str(tmp_path)], as_json=True) == 0
+    found = {row["part"]: row["verdict"] for row in _printed(capsys)}
+    assert found == {"above-review.png": "REVIEW", "above-threshold.png": "NOK", "below-threshold.png": "REVIEW"}
+
+
 def test_a_model_that_is_not_calibrated_says_so_on_every_line(
     alone: Model, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
@@ -125,4 +152,4 @@ def test_a_model_that_is_not_calibrated_says_so_on_every_line(
     assert capsys.readouterr().out.startswith("no verdict (not calibrated)")
     assert inspect(alone, [str(tmp_path)], as_json=True) == 0
     (row,) = _printed(capsys)
-    assert (row["verdict"], row["p_value"], row["threshold"]) == (None, None, None)
+    assert (row["verdict"], row["p_value"], row["threshold"], row["policy"]) == (None, None, None, None)

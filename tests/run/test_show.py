@@ -13,7 +13,8 @@ from PIL import Image
 from flawmap.report.gallery import codes
 from flawmap.run import show
 from flawmap.run.evaluate import evaluate
-from flawmap.run.model import Model
+from flawmap.run.model import Model, load
+from flawmap.types import Verdict
 
 
 def data(page: Path) -> dict:
@@ -75,3 +76,41 @@ def test_the_report_of_a_fit_shows_the_training_of_a_method_that_trains(held: Mo
     assert "in 200 steps" in trained
     assert 'id="training-t"' in trained
     assert 'id="training-t"' not in (crossed.run / "report.html").read_text()
+
+
+def _cards(page: Path) -> dict[str, str | None]:
+    """Picture -> verdict, of every card."""
+    cards = re.findall(r'<p class="about">(.*?)</p>', page.read_text(), re.DOTALL)
+    words = [re.sub(r"<[^>]*>", " ", card).split() for card in cards]
+    return {card[0]: next((word for word in card if word in set(Verdict)), None) for card in words}
+
+
+def test_the_page_of_a_bundle_says_which_golden_pictures_go_to_review(banded: Model, tmp_path: Path):
+    page = show.bundle_report(banded, tmp_path / "page.html")
+    assert _cards(page) == {
+        **{f"good-{i}.png": "OK" for i in range(3)},
+        **{"below-threshold.png": "REVIEW", "above-threshold.png": "NOK"},
+        **{"below-review.png": "OK", "above-review.png": "REVIEW"},
+    }
+    assert "stood next to a threshold" in page.read_text()
+
+
+def test_the_page_of_a_bundle_without_pictures_next_to_the_threshold_does_not_speak_of_them(
+    banded: Model, tmp_path: Path
+):
+    good = [entry for entry in banded.bundle.json("golden.json") if entry["name"].startswith("good-")]
+    path = banded.bundle.replace({"golden.json": json.dumps(good).encode()}).write(tmp_path / "good.flaw")
+    page = show.bundle_report(load(path), tmp_path / "page.html")
+    assert _cards(page) == {f"good-{i}.png": "OK" for i in range(3)}
+    assert "next to a threshold" not in page.read_text()
+
+
+def test_the_page_of_a_bundle_whose_calibration_does_not_hold_promises_nothing(crossed: Model, tmp_path: Path):
+    half = json.dumps({**crossed.bundle.json("calibration.json"), "precision": "fp16"}).encode()
+    model = load(crossed.bundle.replace({"calibration.json": half}).write(tmp_path / "half.flaw"))
+    page = show.bundle_report(model, tmp_path / "page.html")
+    assert set(_cards(page).values()) == {None}
+    text = page.read_text()
+    assert "No promise and no verdict: calibrated in fp16, and onnxruntime" in text
+    assert "good parts promise" not in text
+    assert "24 good parts promise" in show.bundle_report(crossed, tmp_path / "sound.html").read_text()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +20,12 @@ from statsmodels.stats.proportion import proportion_confint
 
 from flawmap.cli import main
 from flawmap.errors import DataError, UsageError
+from flawmap.report.versus import Estimate, Part
 from flawmap.run.evaluate import evaluate
 from flawmap.run.model import Model
-from flawmap.run.versus import change, mcnemar, names, read, report, versus
+from flawmap.run.versus import LEVEL, change, in_words, mcnemar, report, reviews, sentence, versus
+from flawmap.run.versus_read import names, read
+from flawmap.types import Verdict
 
 KINDS = ("good", "crack", "stain")
 
@@ -83,11 +88,15 @@ def test_p_is_that_of_statsmodels(mended: int, spoiled: int):
     assert mcnemar(mended, spoiled) == pytest.approx(min(expected, 1.0), rel=1e-9)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=30))
-def test_changes_are_counted_once_and_p_is_never_below_its_least(wrong: list[tuple[bool, bool]]):
+ONE = st.tuples(st.booleans(), st.booleans(), st.booleans()).filter(lambda w: not (w[1] and w[2]))  # review: not wrong
+
+
+@given(st.lists(ONE, max_size=30))
+def test_changes_are_counted_once_and_p_is_never_below_its_least(wrong: list[tuple[bool, bool, bool]]):
     found = change("good", wrong)
-    assert found.both_right + found.mended + found.spoiled + found.both_wrong == found.n == len(wrong)
-    assert found.mended == sum(before and not after for before, after in wrong)
+    assert found.to_review == sum(before and looked for before, _, looked in wrong)
+    assert found.neither_wrong + found.mended + found.spoiled + found.both_wrong == found.n == len(wrong)
+    assert found.mended == sum(before and not after for before, after, _ in wrong)
     assert found.p >= found.least_p * (1 - 1e-12)
     one_sided = mcnemar(0, found.mended + found.spoiled)
     assert found.least_p == pytest.approx(one_sided)
@@ -123,14 +132,14 @@ def test_a_pair_is_that_of_a_plain_loop_over_the_parts(two: list[Path]):
     nok = before > 1.0, after > 1.4
     for c, group, wrong in ((pair.changes[0], defect, (~nok[0], ~nok[1])), (pair.changes[1], ~defect, nok)):
         table = [[sum(group & (wrong[0] == a) & (wrong[1] == b)) for b in (False, True)] for a in (False, True)]
-        assert [[c.both_right, c.spoiled], [c.mended, c.both_wrong]] == table
+        assert [[c.neither_wrong, c.spoiled], [c.mended, c.both_wrong]] == table
         assert c.p == pytest.approx(peer(table, exact=True).pvalue, rel=1e-9)
         assert c.mended > 0
         assert c.spoiled > 0
     expected = {f"part {n}" for n in np.flatnonzero(nok[0] != nok[1])}
     assert {row["part"] for row in pair.changed} == expected
     effects = [row["effect"] for row in pair.changed]
-    assert effects == sorted(effects, key=("newly wrong", "changed", "mended").index)
+    assert effects == sorted(effects, key=("newly wrong", "mended").index)
     assert effects.count("newly wrong") == sum(c.spoiled for c in pair.changes)
     value = roc_auc_score(defect, after) - roc_auc_score(defect, before)
     assert pair.part_auroc.value == pytest.approx(value, abs=1e-12)
@@ -166,8 +175,167 @@ def test_a_part_for_review_is_neither_an_escape_nor_a_false_alarm(tmp_path: Path
     found = versus([write(tmp_path / "a", passed), write(tmp_path / "b", review)])
     assert found.runs[1].reviews == 4
     assert [rate and rate.count for rate in (found.runs[1].escapes, found.runs[1].false_alarms)] == [0, 0]
-    assert [row["effect"] for row in found.pairs[0].changed] == ["changed"] * 4
+    assert [row["effect"] for row in found.pairs[0].changed] == ["to review"] * 4
     assert [(c.mended, c.spoiled) for c in found.pairs[0].changes] == [(0, 0), (0, 0)]
+
+
+def banded(rows: list[dict[str, str]], low: float, high: float) -> list[dict[str, str]]:
+    """Verdicts by part with a band for review between two thresholds."""
+    largest = {row["part"]: -np.inf for row in rows}
+    for row in rows:
+        largest[row["part"]] = max(largest[row["part"]], float(row["score"]))
+    said = {part: "NOK" if s > high else "REVIEW" if s > low else "OK" for part, s in largest.items()}
+    return [{**row, "verdict": said[row["part"]]} for row in rows]
+
+
+def test_parts_for_review_are_told_by_class_and_never_called_mended(tmp_path: Path):
+    """B reviews what lies between 0.5 and 1.0, where A says OK; above 1.0 both say NOK."""
+    rows = rows_of(0)
+    folders = [write(tmp_path / "a", rows, 1.0), write(tmp_path / "b", banded(rows, 0.5, 1.0))]
+    found = versus(folders)
+    scores, defect, _ = by_part(rows)
+    band = (scores > 0.5) & (scores <= 1.0)
+    good, bad = int((band & ~defect).sum()), int((band & defect).sum())
+    assert min(good, bad) >= 2
+    run, pair = found.runs[1], found.pairs[0]
+    assert (run.reviews, run.reviews_good, run.reviews_defective, run.judged) == (good + bad, good, bad, 60)
+    assert (found.runs[0].reviews, found.runs[0].judged) == (0, 60)
+    assert f"{good + bad} parts now go to review ({good} good, {bad} defective)." in pair.sentence
+    assert "none became" not in pair.sentence
+    assert f"0 newly escape with B and {bad} no longer do, {bad} of them for review instead" in pair.sentence
+    assert {row["effect"] for row in pair.changed} == {"to review"}
+    assert len(pair.changed) == good + bad
+    assert [(c.mended, c.to_review, c.spoiled) for c in pair.changes] == [(bad, bad, 0), (0, 0, 0)]
+    words = in_words(report(folders, tmp_path / "page.html"))
+    assert f"{good + bad} of 60 parts for review" in words["B"]
+
+
+def test_parts_that_leave_review_are_wrong_or_from_review_and_counted(tmp_path: Path):
+    rows = rows_of(0)
+    found = versus([write(tmp_path / "a", banded(rows, 0.5, 1.0)), write(tmp_path / "b", rows, 1.0)])
+    scores, defect, _ = by_part(rows)
+    band = (scores > 0.5) & (scores <= 1.0)
+    good, bad = int((band & ~defect).sum()), int((band & defect).sum())
+    assert f"{good + bad} parts no longer go to review ({good} good, {bad} defective)." in found.pairs[0].sentence
+    effects = [row["effect"] for row in found.pairs[0].changed]
+    assert effects == ["newly wrong"] * bad + ["from review"] * good
+
+
+def test_who_goes_to_review_in_words():
+    """Verdicts before and after of each part."""
+
+    def said(*given: tuple[str | None, str, str]) -> str:
+        return reviews([Part(str(n), k, [0, 0], [Verdict(a), Verdict(b)]) for n, (k, a, b) in enumerate(given)], 1)
+
+    go, back = ("good", "OK", "REVIEW"), ("crack", "REVIEW", "NOK")
+    assert said(("good", "OK", "NOK"), ("crack", "REVIEW", "REVIEW")) == ""
+    assert said(go) == "1 part now goes to review (1 good, 0 defective)."
+    assert said(back) == "1 part no longer goes to review (0 good, 1 defective)."
+    assert said(go, go, back) == (
+        "2 parts now go to review (2 good, 0 defective) and 1 no longer does (0 good, 1 defective)."
+    )
+    assert said((None, "OK", "REVIEW")) == (
+        "1 part now goes to review (0 good, 0 defective, 1 of which nobody has said)."
+    )
+
+
+def test_several_comparisons_share_the_five_per_cent(tmp_path: Path):
+    """Six changed parts, all the same way: p is 1/32 = 3.1 %, enough for one comparison and not for two."""
+    changes = [change("good", [(False, True, False)] * 6 + [(False, False, False)] * 9)]
+    assert changes[0].p == pytest.approx(1 / 32)
+    alone, among = (sentence("A", "B", Estimate(None), changes, level) for level in (LEVEL, LEVEL / 2))
+    assert alone.endswith("These parts tell A and B apart by false alarms.")
+    assert among.replace("\u202f", " ").endswith(
+        "These parts do not tell A and B apart (5 % over 2 comparisons: 2.5 % each)."
+    )
+    rows = rows_of(0)
+    low = sorted({row["part"] for row in rows if row["kind"] == "good"}, key=lambda p: int(p.split()[1]))[:6]
+    plain = [{**row, "verdict": "OK"} for row in rows]
+    spoiled = [{**row, "verdict": "NOK" if row["part"] in low else "OK"} for row in rows]
+    one, two, three = (write(tmp_path / n, r) for n, r in (("a", plain), ("b", spoiled), ("c", plain)))
+    for folders, level, told in (((one, two), 0.05, True), ((one, two, three), 0.025, False)):
+        pair = versus(folders).pairs[0]
+        assert (pair.level, pair.changes[1].p) == (level, pytest.approx(1 / 32))
+        assert ("tell A and B apart by false alarms" in pair.sentence) == told
+
+
+def test_intervals_of_several_comparisons_are_wider(tmp_path: Path):
+    """That of three runs holds with 97.5 %: the slow loop's quantiles at 1.25 % and 98.75 %."""
+    folders = [write(tmp_path / str(n), rows_of(n)) for n in range(3)]
+    narrow, wide = versus(folders[:2]).pairs[0].part_auroc, versus(folders).pairs[0].part_auroc
+    assert narrow.low is not None
+    assert narrow.high is not None
+    assert wide.low is not None
+    assert wide.high is not None
+    assert wide.low < narrow.low < narrow.high < wide.high
+    (before, defect, _), (after, _, _) = by_part(rows_of(0)), by_part(rows_of(1))
+    random, differences = np.random.default_rng(5), []
+    for _ in range(1500):
+        drawn = np.concatenate([random.choice(np.flatnonzero(group), group.sum()) for group in (defect, ~defect)])
+        differences.append(roc_auc_score(defect[drawn], after[drawn]) - roc_auc_score(defect[drawn], before[drawn]))
+    assert (wide.low, wide.high) == pytest.approx(np.quantile(differences, [0.0125, 0.9875]), abs=0.03)
+    assert "(97.5\u202f%: " in versus(folders).pairs[0].sentence
+
+
+USED = "12 of the pictures were used to fit or calibrate this model: rates on them are too good"
+
+
+def test_what_promises_nothing_is_said_of_its_run_first(tmp_path: Path):
+    promised = {"sentence": "s", "policy": "false-alarm", "threshold": 1.0}
+    oracle, manual = ({**promised, "policy": policy} for policy in ("f1-oracle", "manual"))
+    read_off = "the threshold is an F1 oracle, read off known answers: its rates are those of no operating point"
+    folders = [
+        write(tmp_path / "a", rows_of(0), calibration=promised, notes=["left out: x.png: torn"]),
+        write(tmp_path / "b", rows_of(0), calibration=promised, notes=[USED]),
+        write(tmp_path / "c", rows_of(0), calibration=oracle, notes=[read_off]),
+        write(tmp_path / "d", rows_of(0), calibration=manual),
+    ]
+    found = versus(folders)
+    assert [list(run.doubts) for run in found.runs] == [
+        [],
+        [f"{USED}."],
+        ["Its threshold is an F1 oracle, read off known answers: it is no operating point and promises nothing."],
+        ["Its threshold was set by hand: it promises nothing."],
+    ]
+    assert "A: left out: x.png: torn" in found.notes
+    assert not any("used to fit" in note or "oracle" in note for note in found.notes)
+    words = in_words(report(folders, tmp_path / "page.html"))
+    assert list(words)[1:4] == ["beware of B", "beware of C", "beware of D"]
+    assert words["beware of B"] == f"{USED}."
+    html = (tmp_path / "page.html").read_text()
+    assert html.index("Beware of B") < html.index("B against A") < html.index("Seconds were taken")
+    fewer = versus([folders[0], write(tmp_path / "e", rows_of(0)[2:], calibration=promised, notes=[USED])], shared=True)
+    assert list(fewer.runs[1].doubts) == [f"{USED} (counted over its whole evaluation)."]
+
+
+def test_an_evaluation_on_pictures_that_fitted_the_model_says_so_in_a_comparison(
+    crossed: Model, world: Path, tmp_path: Path
+):
+    """The note that evaluate itself writes is the one that is looked for."""
+    evaluate(crossed, world, tmp_path / "test")
+    evaluate(crossed, world / "train", tmp_path / "train")
+    notes = json.loads((tmp_path / "train/metrics.json").read_text())["notes"]
+    seen = read(tmp_path / "train", "x")
+    assert any("used to fit or calibrate this model" in note for note in notes)
+    run = versus([tmp_path / "train", copied(tmp_path / "train")]).runs[0]
+    assert len(run.doubts) == 1
+    assert run.doubts[0].startswith(f"{len(seen.pictures)} of the pictures were used to fit or calibrate this model")
+    assert list(versus([tmp_path / "test", copied(tmp_path / "test")]).runs[0].doubts) == []
+
+
+def test_what_evaluate_notes_of_an_oracle_is_said_once(crossed: Model, world: Path, tmp_path: Path):
+    model = Model(crossed.bundle)
+    assert model.calibration is not None
+    model.calibration = replace(model.calibration, policy="f1-oracle")
+    evaluate(model, world, tmp_path / "oracle")
+    assert any("F1 oracle" in note for note in json.loads((tmp_path / "oracle/metrics.json").read_text())["notes"])
+    found = versus([tmp_path / "oracle", copied(tmp_path / "oracle")])
+    assert [len(run.doubts) for run in found.runs] == [1, 1]
+    assert not any("F1 oracle" in note for note in found.notes)
+
+
+def copied(folder: Path) -> Path:
+    return Path(shutil.copytree(folder, folder.with_name(f"{folder.name} copy")))
 
 
 def test_a_part_without_a_verdict_is_in_no_count_of_verdicts(tmp_path: Path):
@@ -253,7 +421,7 @@ def test_one_folder_one_given_twice_and_too_many_are_refused(tmp_path: Path):
             versus(given_)
     three = versus(folders[:3])
     assert [pair.after for pair in three.pairs] == ["B", "C"]
-    assert any("hold each p against 5 % divided by 2" in note for note in three.notes)
+    assert any("each p is held against 5\u202f% divided by 2, 2.5\u202f%" in note for note in three.notes)
 
 
 def test_names_are_the_shortest_that_tell_runs_apart():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import binom, kstest, norm
 
 from flawmap.errors import CalibrationError
+from flawmap.verdict.calibration import Calibration
 from flawmap.verdict.drift import (
     Limits,
     Martingale,
@@ -22,6 +23,8 @@ from flawmap.verdict.drift import (
     reject_limits,
     shewhart,
 )
+from flawmap.verdict.parts import by_part
+from flawmap.verdict.policies import Costs, cost, manual
 
 # Montgomery, Introduction to Statistical Quality Control: 20 values of N(10, 1), then 10 of N(11, 1).
 TABLE = [9.45, 7.99, 9.29, 11.66, 12.16, 10.18, 8.04, 11.46, 9.20, 10.34, 9.03, 11.47, 10.51, 9.40, 10.08]
@@ -225,6 +228,139 @@ def test_a_state_that_was_damaged_is_refused(change: dict) -> None:
     del state["seed"]
     with pytest.raises(CalibrationError, match="missing or unknown seed"):
         Martingale.from_dict(state)
+
+
+def _played(alarm: bool) -> dict:
+    line = Martingale([1.0, 2.0, 3.0], alpha=0.01, every=1000)
+    for number in range(50):
+        line.add(float(number) if alarm else float(number % 4))
+    assert line.alarm == alarm == (line.signal_at is not None)
+    return json.loads(json.dumps(line.to_dict()))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"log_wealth": 0.0, "log_peak": 0.0, "log_recent": 0.0, "alarm_at": None, "signal_at": None}, "log_wealth"),
+        ({"log_wealth": 0.0}, "log_wealth"),
+        ({"signal_at": None}, "signal_at"),
+        ({"signal_at": "never"}, "signal_at"),
+        ({"alarm_at": None}, "alarm_at"),
+        ({"alarm_at": 10**9}, "alarm_at"),
+        ({"log_recent": 1e6}, "log_recent"),
+        ({"scores": [0.0, 1.0, 2.0]}, "scores|shares"),
+        ({"reference": [1.0, 2.0]}, "shares"),
+        ({"seed": 1.5}, "seed"),
+        ({"seed": False}, "seed"),
+        ({"seed": 3}, "shares"),
+        ({"scores": "0123"}, "begin a new one"),
+        ({"scores": [10**400]}, "begin a new one"),
+        ({"reference": None}, "begin a new one"),
+        ({"every": "many"}, "begin a new one"),
+        ({"shares": [0.2, 0.3, 0.5]}, "shares"),
+        ({"shares": None}, "shares"),
+    ],
+)
+def test_a_state_that_its_own_scores_do_not_give_is_refused(change: dict, named: str) -> None:
+    state = _played(alarm=True)
+    assert Martingale.from_dict(state).to_dict() == state
+    with pytest.raises(CalibrationError, match=named):
+        Martingale.from_dict(state | change)
+
+
+def test_an_alarm_that_was_never_given_is_refused_too() -> None:
+    state = _played(alarm=False)
+    for change in ({"alarm_at": 7}, {"signal_at": 7}, {"scores": state["scores"][::-1]}, {"log_peak": 9.0}):
+        with pytest.raises(CalibrationError, match="its scores do not give this"):
+            Martingale.from_dict(state | change)
+    for wrong in (None, [1], "x", {1: 2}):
+        with pytest.raises(CalibrationError, match="begin a new one"):
+            Martingale.from_dict(wrong)  # type: ignore[arg-type]
+
+
+# ---- the reference that a calibration gives
+
+
+def _parts(scores: list[float], **how: object) -> Calibration:
+    return Calibration.from_good([str(i) for i in range(len(scores))], scores, scores, **how)  # type: ignore[arg-type]
+
+
+def test_the_reference_is_the_good_parts_below_the_one_that_set_the_threshold() -> None:
+    scores = np.random.default_rng(0).gamma(2, size=99).tolist()
+    made = _parts(scores, false_alarm=0.05)
+    assert made.rank == 5
+    line = Martingale.of(made, alpha=0.05, every=500, seed=4)
+    assert line.reference == sorted(scores)[:94]
+    assert (line.alpha, line.every, line.seed) == (0.05, 500, 4)
+    good = by_part([str(i) for i in range(99)], scores, scores)
+    by_hand = manual(good, sorted(scores)[90])
+    assert Martingale.of(by_hand).reference == sorted(scores)[:91]
+
+
+def test_parts_that_go_to_review_are_not_ok_and_not_in_the_reference() -> None:
+    random = np.random.default_rng(1)
+    good, bad = random.normal(0, 1, 200).tolist(), random.normal(2, 1, 50).tolist()
+    names = [str(i) for i in range(200)]
+    made = cost(by_part(names, good, good), by_part(names[:50], bad, bad), Costs(20, 5, 0.1, 0.5))
+    assert made.review_threshold is not None
+    assert made.review_threshold < made.threshold
+    reference = Martingale.of(made).reference
+    assert reference == sorted(s for s in good if s <= made.review_threshold)
+    assert 0 < len(reference) < sum(s <= made.threshold for s in good)
+
+
+def test_without_exchangeable_scores_the_reference_is_empty() -> None:
+    scores = [1.0, 2.0, 3.0, 4.0]
+    assert Martingale.of(_parts(scores)).reference == [1.0, 2.0, 3.0]
+    assert Martingale.of(_parts(scores, cross_fitted=True)).reference == []
+    assert Martingale.of(_parts(scores, unit="picture")).reference == []
+
+
+def _nearest(memory: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return np.sqrt(((x[:, None] - memory[None]) ** 2).sum(axis=-1)).min(axis=1)
+
+
+def test_the_bound_breaks_on_scores_of_cross_fitting_and_holds_with_the_reference_that_is_chosen() -> None:
+    """A memory of 20 parts, nearest distance; 5 folds calibrate, the memory of all judges a line that never changes."""
+    random, filled, ours, lines, alpha = np.random.default_rng(0), 0, 0, 600, 0.05
+    for seed in range(lines):
+        parts, line = random.normal(size=(20, 2)), random.normal(size=(300, 2))
+        scores, fold = np.empty(20), np.arange(20) % 5
+        for k in range(5):
+            scores[fold == k] = _nearest(parts[fold != k], parts[fold == k])
+        made = _parts(scores.tolist(), cross_fitted=True)
+        passed = [score for score in _nearest(parts, line).tolist() if score <= made.threshold]
+        for reference in (False, True):
+            rule = {"alpha": alpha, "seed": seed}
+            watch = Martingale(made.scores[:-1], **rule) if reference else Martingale.of(made, **rule)
+            alarm = any(watch.add(score).alarm for score in passed)
+            filled, ours = filled + (alarm and reference), ours + (alarm and not reference)
+    assert binom.sf(filled - 1, lines, alpha) < 1e-10
+    assert binom.sf(ours - 1, lines, alpha) > 0.01
+    assert ours > 0
+
+
+def test_the_bound_holds_for_ok_parts_of_a_small_calibration_that_set_its_own_threshold() -> None:
+    random, alarms, lines, alpha = np.random.default_rng(6), 0, 600, 0.05
+    for seed in range(lines):
+        made = _parts(random.gamma(2, size=10).tolist())
+        watch = Martingale.of(made, alpha=alpha, seed=seed)
+        line = random.gamma(2, size=400)
+        alarms += any(watch.add(score).alarm for score in line[line <= made.threshold].tolist())
+    assert binom.sf(alarms - 1, lines, alpha) > 0.01
+    assert alarms > 0
+
+
+@pytest.mark.parametrize(("quiet", "least", "most"), [(5, 0.05, 0.5), (20, 0.9, 1.0)])
+def test_an_empty_reference_sees_a_change_once_enough_parts_have_come(quiet: int, least: float, most: float) -> None:
+    """By 2 standard deviations, alpha 1 %: the table in docs/drift.md."""
+    random, found = np.random.default_rng(quiet), 0
+    for seed in range(60):
+        line = Martingale([], alpha=0.01, seed=seed)
+        for score in (*random.normal(size=quiet), *random.normal(2, size=400)):
+            line.add(score)
+        found += (line.alarm_at or 0) > quiet
+    assert least <= found / 60 <= most
 
 
 # ---- the charts

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from flawmap.errors import CalibrationError
+from flawmap.errors import BundleError, CalibrationError
 from flawmap.types import Verdict
-from flawmap.verdict.calibration import Calibration, Parts, by_part
+from flawmap.verdict.calibration import Calibration
 from flawmap.verdict.metrics import f1_max
+from flawmap.verdict.parts import Parts, by_part
 from flawmap.verdict.policies import Costs, by_kind, cheapest, cost, f1_oracle, manual, no_escape
 
 SCORES = st.lists(st.floats(-1e3, 1e3, width=32) | st.sampled_from([0.0, 1.0, 2.0]), min_size=1, max_size=25)
@@ -128,7 +129,7 @@ def test_the_costs_make_the_threshold_and_the_sentence_says_what_they_were():
     assert made.threshold == 19.5  # between the good part 19 and the defect 20: no known defect escapes
     assert made.costs == {"escape": 200, "reject": 1, "defect_rate": 0.01, "flat_low": 19, "flat_high": 20}
     assert made.sentence.startswith(
-        "Least expected cost, 0.2933 a part, at an escape of 200, a false alarm of 1 and 1.0 % defective parts: "
+        "The least cost on these parts, 0.2933 each, at an escape of 200, a false alarm of 1 and 1.0 % defective ones: "
         "0 of 5 known defective parts escape (with 95 % confidence at most 60.2 %), 8 of 27 good parts are refused"
     )
     assert cost(GOOD, BAD, Costs(20, 1, 0.01)).threshold == 26.25  # one more escapes, and 7 fewer are refused
@@ -320,7 +321,7 @@ def test_calibrating_per_picture_warns_in_the_sentence_and_takes_any_number_of_v
         ("torch 2.14 cpu fp32", ["torch 2.14 cpu fp32", "onnxruntime 1.31.0 cpu fp32"], None),
         ("openvino 2026.4 cpu fp32", ["torch 2.14 cpu fp32", "onnxruntime 1.31.0 cpu fp32"], "never held against it"),
         ("torch 2.14 cpu fp32", [], "never held against it"),
-        ("", [], None),
+        ("", [], "does not say with which engine"),
     ],
 )
 def test_another_precision_or_an_engine_that_was_not_compared_needs_another_calibration(engine, same, words):
@@ -328,3 +329,66 @@ def test_another_precision_or_an_engine_that_was_not_compared_needs_another_cali
     assert found is None if words is None else words in found
     if found:
         assert found.endswith("calibrate again")
+
+
+HAND = [
+    {"threshold": 1e6},
+    {"map_threshold": 1e30},
+    {"margin": 1e6, "threshold": 27.0 + 1e6},
+    {"scale": 1e30},
+    {"scale": 0.0},
+    {"rank": 14},
+    {"target": 1e-9},
+    {"confidence": 7.0},
+    {"review_threshold": 1.0},
+    {"pitch_mm": -1.0},
+    {"views": [True, True]},
+    {"min_area_px": 10**12},
+    {"rule": "median"},
+    {"parts": 26},
+    {"images": 3},
+]
+
+
+@pytest.mark.parametrize("change", HAND, ids=str)
+def test_a_calibration_that_was_changed_by_hand_is_refused(change):
+    values = Calibration.from_parts(GOOD, engine="onnxruntime 1 cpu fp32").to_dict()
+    with pytest.raises(BundleError):
+        Calibration.from_dict({**values, **change})
+
+
+@pytest.mark.parametrize(
+    ("made", "change"),
+    [
+        (MADE[0], {"threshold": 25.0, "rank": 3}),
+        (MADE[0], {"defect_scores": [], "defect_kinds": []}),
+        (MADE[0], {"closer": 0.5}),
+        (MADE[1], {"costs": {}}),
+        (MADE[1], {"threshold": 26.25, "rank": 2}),
+        (MADE[2], {"review_threshold": None}),
+        (MADE[5], {"policy": "no-escape"}),
+    ],
+)
+def test_so_is_one_of_another_policy(made: Calibration, change):
+    with pytest.raises(BundleError, match="contradict each other"):
+        Calibration.from_dict({**made.to_dict(), **change})
+
+
+def test_the_sentence_is_said_by_the_facts_and_not_by_the_file():
+    made = no_escape(GOOD, BAD)
+    assert Calibration.from_dict({**made.to_dict(), "sentence": "No defect ever escapes."}).sentence == made.sentence
+
+
+def test_the_last_digits_of_another_machine_are_no_change():
+    values = MADE[2].to_dict()
+    nudged = {name: values[name] * (1 + 1e-13) for name in ("margin", "scale", "map_threshold", "review_threshold")}
+    assert Calibration.from_dict({**values, **nudged}).threshold == MADE[2].threshold
+
+
+def test_a_threshold_set_by_hand_does_not_say_how_exact_an_engine_has_to_be():
+    assert manual(GOOD, 1e9).scale == manual(GOOD, 1.0).scale == 27.0
+
+
+def test_a_range_of_views_is_said():
+    made = Calibration.from_good(["a", "b", "b", "c"], [1.0, 2.0, 3.0, 4.0], [1.0] * 4)
+    assert "its 1 to 2 views, for parts that come with so many views as often as these" in made.sentence

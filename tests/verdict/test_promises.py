@@ -12,7 +12,8 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from flawmap.verdict import policies, rates
-from flawmap.verdict.calibration import Calibration, by_part
+from flawmap.verdict.calibration import Calibration
+from flawmap.verdict.parts import by_part
 
 LAWS = {
     "normal": stats.norm(),

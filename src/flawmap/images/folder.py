@@ -309,7 +309,7 @@ def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[str, dict[str
 def _list(path: Path, default: str | None) -> list[Sample]:
     if path.name == "parts.csv":
         raise DataError(f"{path}: says which pictures show one part, not what they are; give its folder")
-    samples = []
+    samples, unsaid = [], set()
     for where, row in _table(path, COLUMNS):
         if "kind" in row and "label" in row:
             raise DataError(f"{where}: kind and label mean the same; keep one")
@@ -325,7 +325,9 @@ def _list(path: Path, default: str | None) -> list[Sample]:
             raise DataError(f"{where}: there is no mask {mask}; paths are relative to the list")
         name = row["path"]
         samples.append(Sample(path.parent / name, name, row.get("part", name), split, kind, mask))
-    return samples
+        unsaid |= set() if "split" in row else {name}
+    broken = {s.part for s in samples if s.kind not in (GOOD, None)}  # their good views belong to the test as well
+    return [replace(s, split="test") if s.name in unsaid and s.part in broken else s for s in samples]
 
 
 def _read_parts(root: Path, samples: list[Sample]) -> list[Sample]:

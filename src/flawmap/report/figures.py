@@ -19,6 +19,7 @@ from flawmap.verdict.rates import clopper_pearson
 ZERO = 42  # px from there to none refused, which a logarithmic axis has no place for
 LEAST = 1e-3  # the left end of the ROC's axis; what refuses less stands there
 TRIANGLE = "M-5.5,4.5H5.5L0,-5.5Z"
+SQUARE = "M-4,-4H4V4H-4Z"
 SHAPES = {
     "calibrated": "M-7,0L0,-7L7,0L0,7Z",
     "oracle": "M-5.5,-5.5H5.5V5.5H-5.5Z",
@@ -41,6 +42,17 @@ class Costs(NamedTuple):
     escape: float
     reject: float
     defect_rate: float
+    review: float = 0.0  # of a person's look at one part
+
+    def of(self, tested: Known, cuts: np.ndarray, review: float | None = None) -> np.ndarray:
+        """The mean cost of a part at each threshold (n,), when parts above `review` and not above it go to a person."""
+        good, bad = np.sort(tested.scores[~tested.defect]), np.sort(tested.scores[tested.defect])
+        passing = cuts if review is None else np.minimum(cuts, review)
+        good_passes, good_kept = (np.searchsorted(good, at, side="right") / len(good) for at in (passing, cuts))
+        bad_passes, bad_kept = (np.searchsorted(bad, at, side="right") / len(bad) for at in (passing, cuts))
+        rate = self.defect_rate
+        waits = rate * (bad_kept - bad_passes) + (1 - rate) * (good_kept - good_passes)
+        return self.escape * rate * bad_passes + self.reject * (1 - rate) * (1 - good_kept) + self.review * waits
 
 
 class Curve(NamedTuple):
@@ -114,15 +126,17 @@ def _roc_frame(x: Axis, y: Axis) -> Iterator[Markup]:
     yield _turned(12, (y.start + y.end) / 2, "defective parts found")
 
 
-def rates(tested: Known, threshold: float | None, ident: str) -> Markup:
+def rates(tested: Known, threshold: float | None, ident: str, review: float | None = None) -> Markup:
     """Share of defective parts that pass and of good parts that are refused, over the threshold."""
-    x, y = _span(tested.scores, threshold), Axis(0, 1, 186, 12)
+    x, y = _span(tested.scores, threshold, review), Axis(0, 1, 186, 12)
     parts: list[Markup] = list(_frame(x, y, (0, 0.5, 1), lambda v: f"{100 * v:.0f}\N{NARROW NO-BREAK SPACE}%"))
     for name, defect in (("escapes", True), ("alarms", False)):
         values = np.sort(tested.scores[tested.defect == defect])
         n = len(values)
         cuts, first = np.unique(values, return_index=True)
         after = np.append(first[1:], n) / n  # share of values at most the cut
+        if defect and review is not None:  # what a person looks at has not escaped
+            after = np.searchsorted(values, np.minimum(cuts, review), side="right") / n
         shares = [0.0, *(after if defect else 1 - after)]
         if not defect:
             shares[0] = 1.0
@@ -131,21 +145,16 @@ def rates(tested: Known, threshold: float | None, ident: str) -> Markup:
             points += [(x.at(cut), y.at(before)), (x.at(cut), y.at(then))]
         points.append((x.end, y.at(shares[-1])))
         parts.append(Markup('<polyline class="rate {}" points="{}"/>').format(name, _joined(points)))
-    parts += [text("label", x.start + 6, y.end + 14, "false alarms (dashed)", "start")]
-    parts += [text("label", x.end - 4, y.end + 14, "escapes", "end")]
-    parts += _marks(x, y, threshold)
+    parts += _marks(x, y, threshold, review)
     told = "False alarms fall and escapes rise with the threshold."
     return svg(parts, 520, 234, ident, "Escapes and false alarms over the threshold", told, x=x, y=y)
 
 
-def cost(tested: Known, threshold: float | None, costs: Costs, ident: str) -> Markup:
-    """escape x rate x escapes + reject x (1 - rate) x false alarms: the cost of a part, over the threshold."""
-    x, y = _span(tested.scores, threshold), Axis(0, 1, 186, 12)
+def cost(tested: Known, threshold: float | None, costs: Costs, ident: str, review: float | None = None) -> Markup:
+    """escape x rate x escapes + reject x (1 - rate) x false alarms + review x reviews, over the threshold."""
+    x, y = _span(tested.scores, threshold, review), Axis(0, 1, 186, 12)
     cuts = np.concatenate([[x.low], np.unique(tested.scores)])
-    good, bad = np.sort(tested.scores[~tested.defect]), np.sort(tested.scores[tested.defect])
-    alarms = 1 - np.searchsorted(good, cuts, side="right") / len(good)
-    escapes = np.searchsorted(bad, cuts, side="right") / len(bad)
-    value = costs.escape * costs.defect_rate * escapes + costs.reject * (1 - costs.defect_rate) * alarms
+    value = costs.of(tested, cuts, review)
     top = float(value.max()) or 1.0
     heights = [y.at(share / top) for share in value]
     ends = [*(x.at(cut) for cut in cuts[1:]), x.end]
@@ -156,14 +165,24 @@ def cost(tested: Known, threshold: float | None, costs: Costs, ident: str) -> Ma
     parts.append(
         Markup('<circle class="best" cx="{:.1f}" cy="{:.1f}" r="5"/>').format(x.at(cuts[best]), y.at(value[best] / top))
     )
-    parts += _marks(x, y, threshold)
+    parts += _marks(x, y, threshold, review)
     told = f"The least is {score(float(value[best]))} at a threshold of {score(float(cuts[best]))}, read off the test."
     return svg(parts, 520, 234, ident, "Cost of a part over the threshold", told, x=x, y=y)
 
 
-def sizes(tested: Known, area: np.ndarray, wrong: np.ndarray, threshold: float | None, ident: str) -> Markup:
-    """Score of each defective part against its defect's area in px (n,) > 0, logarithmic."""
-    y0 = _span(tested.scores, threshold)
+def sizes(
+    tested: Known,
+    area: np.ndarray,
+    states: Sequence[str],
+    threshold: float | None,
+    ident: str,
+    review: float | None = None,
+) -> Markup:
+    """Score of each defective part against its defect's area in px (n,) > 0, logarithmic.
+
+    `states`: "wrong" for an escape, "review" for what a person looks at, else "".
+    """
+    y0 = _span(tested.scores, threshold, review)
     x, y = _decades(area, 58, 506), Axis(y0.low, y0.high, 306, 14)
     parts = []
     for tick in _round_log(x):
@@ -172,13 +191,17 @@ def sizes(tested: Known, area: np.ndarray, wrong: np.ndarray, threshold: float |
     for tick in ticks(y.low, y.high, 6):
         parts += [line("grid", x.start, y.at(tick), x.end, y.at(tick))]
         parts.append(text("tick", x.start - 8, y.at(tick) + 4, f"{tick:g}", "end"))
-    if threshold is not None:
-        parts.append(line("threshold", x.start, y.at(threshold), x.end, y.at(threshold)))
-    for i, size, value, bad in zip(tested.ids, area, tested.scores, wrong, strict=True):
-        parts.append(_mark(int(i), x.at(math.log10(size)), y.at(value), bool(bad)))
+    for name, at in (("threshold", threshold), ("review-line", review)):
+        if at is not None:
+            parts.append(line(name, x.start, y.at(at), x.end, y.at(at)))
+    for i, size, value, state in zip(tested.ids, area, tested.scores, states, strict=True):
+        parts.append(_mark(int(i), x.at(math.log10(size)), y.at(value), state))
     parts.append(text("axis-title", (x.start + x.end) / 2, 352, "area of the defect's mask, px of the picture"))
     parts.append(_turned(8, (y.start + y.end) / 2, "score"))
-    told = f"{len(area)} defective parts from {area.min():,.0f} to {area.max():,.0f} px; {int(wrong.sum())} escape."
+    wrong = list(states).count("wrong")
+    told = f"{len(area)} defective parts from {area.min():,.0f} to {area.max():,.0f} px; {wrong} escape."
+    if review is not None:
+        told += f" {list(states).count('review')} go to review."
     return svg(parts, 520, 360, ident, "Size of the defect against the score", told, x=x, y=y)
 
 
@@ -212,14 +235,13 @@ def embedding(points: np.ndarray, ids: Sequence[int], defect: Sequence[bool], id
     """Pictures as points (N, 2), near each other where their features are; triangles are defective."""
     x, y = _padded(points[:, 0], 12, 508), _padded(points[:, 1], 348, 12)
     places = zip(points.tolist(), ids, defect, strict=True)
-    parts = [_mark(i, x.at(a), y.at(b), bad, " kind") for (a, b), i, bad in places]
+    parts = [_mark(i, x.at(a), y.at(b), "wrong kind" if bad else "kind") for (a, b), i, bad in places]
     told = f"{len(points)} pictures, {sum(map(bool, defect))} of them defective. Axes have no unit."
     return svg(parts, 520, 360, ident, "Pictures by their features", told)
 
 
-def _span(scores: np.ndarray, threshold: float | None) -> Axis:
-    inside = scores if threshold is None else np.append(scores, threshold)
-    return _padded(inside, 58, 506)
+def _span(scores: np.ndarray, *more: float | None) -> Axis:
+    return _padded(np.append(scores, [value for value in more if value is not None]), 58, 506)
 
 
 def _padded(values: np.ndarray, start: float, end: float) -> Axis:
@@ -252,20 +274,21 @@ def _frame(x: Axis, y: Axis, values: Sequence[float], said: Callable[[float], st
     yield text("axis-title", (x.start + x.end) / 2, y.start + 42, "threshold")
 
 
-def _marks(x: Axis, y: Axis, threshold: float | None) -> Iterator[Markup]:
-    if threshold is not None:
-        yield line("threshold", x.at(threshold), y.end, x.at(threshold), y.start)
+def _marks(x: Axis, y: Axis, threshold: float | None, review: float | None) -> Iterator[Markup]:
+    for name, at in (("threshold", threshold), ("review-line", review)):
+        if at is not None:
+            yield line(name, x.at(at), y.end, x.at(at), y.start)
 
 
-def _mark(part: int, x: float, y: float, wrong: bool, more: str = "") -> Markup:
-    """A disc, or a triangle; the style sheet shows one of them. A negative number is no part of the test.
+def _mark(part: int, x: float, y: float, state: str) -> Markup:
+    """A disc, a triangle, or a square; the style sheet shows one of them. A negative number is no part of the test.
 
-    With the class `kind` a triangle is a defect at every threshold, else a part with the wrong verdict.
+    `state`: "wrong" is a triangle, "review" a square. With "kind" a triangle is a defect at every threshold.
     """
     number = Markup(' data-p="{}"').format(part) if part >= 0 else ""
     shape = '<g class="mark{}"{} data-at="{:.1f} {:.1f}" transform="translate({:.1f} {:.1f})">'
-    shape += f'<circle r="4.5"/><path d="{TRIANGLE}"/></g>'
-    return Markup(shape).format((" wrong" if wrong else "") + more, number, x, y, x, y)
+    shape += f'<circle r="4.5"/><path d="{TRIANGLE}"/><path class="square" d="{SQUARE}"/></g>'
+    return Markup(shape).format(f" {state}" if state else "", number, x, y, x, y)
 
 
 def _shape(name: str, x: float, y: float) -> Markup:

@@ -12,7 +12,7 @@ const scores = [...new Set(order.map(p => p.score))];
 const fixed = D.threshold, ends = [...scores, ...(fixed === null ? [] : [fixed])];
 let low = Math.min(...ends.slice(0, 1), ...ends.slice(-2)), high = Math.max(...ends.slice(-2));
 [low, high] = [low - 0.02 * (high - low || 1), high + 0.02 * (high - low || 1)];
-let t = fixed ?? (order.filter(good).at(-1) ?? order.at(-1)).score, chosen = null;
+let t = fixed, chosen = null; // without a calibration there is no threshold until somebody moves one
 
 // Numbers
 
@@ -55,9 +55,10 @@ const said = v => Number(v.toPrecision(4)).toString();
 // Verdicts
 
 const passing = () => D.review === null ? t : Math.min(D.review, t);
-const verdict = p => p.score > t ? "NOK" : p.score > passing() ? "REVIEW" : "OK";
+const verdict = p => t === null ? "" : p.score > t ? "NOK" : p.score > passing() ? "REVIEW" : "OK";
+const waits = p => p.judged && verdict(p) === "REVIEW";
 function wrong(p) {
-  if (!p.judged) return "";
+  if (!p.judged || t === null) return "";
   return bad(p) && p.score <= passing() ? "escape" : good(p) && p.score > t ? "false alarm" : "";
 }
 const count = (list, test) => list.reduce((n, p) => n + (test(p) ? 1 : 0), 0);
@@ -78,16 +79,18 @@ function rate(root, k, n) {
 let was = null;
 function recount() {
   const off = t !== fixed, defects = judged.filter(bad), goods = judged.filter(good);
-  const escapes = count(defects, wrong), alarms = count(goods, wrong), waits = count(judged, p => verdict(p) === "REVIEW");
+  const escapes = count(defects, wrong), alarms = count(goods, wrong), waiting = judged.filter(waits);
   document.documentElement.classList.toggle("off", off);
   for (const [name, k, n] of [["escapes", escapes, defects.length], ["alarms", alarms, goods.length]]) {
     const root = document.querySelector(`[data-rate=${name}]`);
     if (!root) continue;
     rate(root, k, n);
     root.classList.toggle("has-wrong", k > 0);
-    const at = root.querySelector(".at");
-    if (at) { at.hidden = !off; at.textContent = `looking at ${said(t)}, not calibrated`; }
   }
+  const band = document.querySelector("[data-rate=reviews]"), a = count(waiting, good), b = count(waiting, bad);
+  const more = judged.some(p => p.kind === null) ? `, unknown ${waiting.length - a - b}` : "";
+  if (band) fill(band, { wrong: waiting.length, n: judged.length, who: `good ${a}, defective ${b}${more}` });
+  for (const at of all(".verdict .at")) { at.hidden = !off; at.textContent = off ? `looking at ${said(t)}, not calibrated` : ""; }
   for (const row of all("[data-kind]")) {
     const inside = judged.filter(p => p.kind === row.dataset.kind), k = count(inside, wrong), cell = row.querySelector("[data-f=wrong]");
     rate(row, k, inside.length);
@@ -101,16 +104,18 @@ function recount() {
     return `${word}s: ${k} of ${n} (${percent(from)} to ${percent(to)})`;
   };
   const sum = [tell(escapes, defects.length, "escape"), tell(alarms, goods.length, "false alarm")];
-  if (D.review !== null) sum.push(`${waits} to review`);
-  $("sum").textContent = sum.join(" · ");
-  $("banner").textContent = !off ? `Calibrated threshold ${said(t)}: what the sentence at the top speaks of.`
-    : `Looking at ${said(t)}, not calibrated: a threshold read off this test promises nothing.`;
-  $("range").value = Math.round((t - low) / (high - low) * 1000);
-  $("range").setAttribute("aria-valuetext", `${said(t)}: ${sum.join(", ")}`);
-  if (document.activeElement !== $("number")) $("number").value = t;
+  if (D.review !== null) sum.push(`${waiting.length} to review`);
+  const none = t === null, sums = none ? [] : sum;
+  $("sum").textContent = sums.join(" · ");
+  $("banner").textContent = off ? `Looking at ${said(t)}, not calibrated: a threshold read off this test promises nothing.`
+    : none ? "No threshold, so no verdict. One may be moved here to look; read off this test, it promises nothing."
+    : D.doubt ? `The threshold, ${said(t)}, ${D.doubt}.` : `Calibrated threshold ${said(t)}: what the sentence at the top speaks of.`;
+  $("range").value = none ? 500 : Math.round((t - low) / (high - low) * 1000);
+  $("range").setAttribute("aria-valuetext", none ? "no threshold" : `${said(t)}: ${sums.join(", ")}`);
+  if (document.activeElement !== $("number")) $("number").value = t ?? "";
   $("reset").disabled = !off;
-  $("down").disabled = t <= scores[0];
-  $("up").disabled = t >= scores.at(-1);
+  $("down").disabled = !none && t <= scores[0];
+  $("up").disabled = !none && t >= scores.at(-1);
   remark(off);
   return { escapes, defects: defects.length, alarms, goods: goods.length, off };
 }
@@ -138,22 +143,23 @@ for (const svg of charts) {
     text: lane ? make("text", { y: 15 }, group) : null, middle: svg.viewBox.baseVal.width / 2 });
 }
 function remark(off) {
-  const now = parts.map(p => Boolean(wrong(p)));
+  const now = parts.map(p => wrong(p) ? "wrong" : waits(p) ? "review" : "");
   now.forEach((is, i) => {
     if (was ? was[i] === is : false) return;
     for (const each of marks[i]) {
       if (each.classList.contains("spot") || each.classList.contains("kind")) continue;
-      each.classList.toggle("wrong", is);
+      for (const name of ["wrong", "review"]) each.classList.toggle(name, is === name);
       if (each.tagName === "rect") {
-        if (is) each.setAttribute("fill", `url(#${each.ownerSVGElement.dataset.i}-hatch)`);
+        if (is === "wrong") each.setAttribute("fill", `url(#${each.ownerSVGElement.dataset.i}-hatch)`);
         else each.removeAttribute("fill");
       }
     }
   });
   was = now;
   for (const { group, at, level, line, text, middle } of lines) {
-    const v = at(t);
     group.style.display = off ? "" : "none";
+    if (!off) continue;
+    const v = at(t);
     for (const end of [1, 2]) line.setAttribute((level ? "y" : "x") + end, v);
     if (!text) continue;
     text.setAttribute("text-anchor", v > middle ? "end" : "start");
@@ -162,9 +168,9 @@ function remark(off) {
   }
   for (const each of all(".lanes .threshold-label")) each.style.display = off ? "none" : "";
   const svg = charts.find(each => each.dataset.i === "roc");
-  if (!svg) return;
+  if (!svg || t === null) return;
   const share = list => count(list, p => p.score > t) / list.length, [, , start] = ends4(svg.dataset.x);
-  const refused = share(parts.filter(good)), found = share(parts.filter(bad));
+  const refused = share(judged.filter(good)), found = share(judged.filter(bad));
   const x = refused ? axis(svg.dataset.x)(Math.log10(Math.max(refused, 1e-3))) : start - 42;
   svg.querySelector(".op.now").setAttribute("transform", `translate(${x} ${axis(svg.dataset.y)(found)})`);
   $("op-now").hidden = !off;
@@ -174,11 +180,15 @@ function remark(off) {
 function price() { // the cost curve, as figures.cost draws it
   const svg = charts.find(each => each.dataset.i === "cost");
   if (!svg) return;
-  const [escape, reject, share] = ["escape", "reject", "rate"].map(n => Math.max(Number($("cost-" + n).value) || 0, 0));
-  const defects = parts.filter(bad), goods = parts.filter(good), r = Math.min(share / 100, 1);
-  const of = v => escape * r * count(defects, p => p.score <= v) / defects.length
-    + reject * (1 - r) * count(goods, p => p.score > v) / goods.length;
-  const [from, , , end] = ends4(svg.dataset.x), cuts = [from, ...[...new Set(order.filter(p => p.kind !== null).map(p => p.score))]];
+  const [escape, reject, share, look] = ["escape", "reject", "rate", "review"].map(n => Math.max(Number($("cost-" + n)?.value) || 0, 0));
+  const goods = judged.filter(good).map(p => p.score), defects = judged.filter(bad).map(p => p.score), r = Math.min(share / 100, 1);
+  const of = v => {
+    const pass = D.review === null ? v : Math.min(D.review, v), part = (list, test) => count(list, test) / list.length;
+    const band = list => part(list, s => s > pass && s <= v);
+    return escape * r * part(defects, s => s <= pass) + reject * (1 - r) * part(goods, s => s > v)
+      + (look ? look * (r * band(defects) + (1 - r) * band(goods)) : 0);
+  };
+  const [from, , , end] = ends4(svg.dataset.x), cuts = [from, ...new Set([...goods, ...defects].sort((a, b) => a - b))];
   const values = cuts.map(of), top = Math.max(...values) || 1, x = axis(svg.dataset.x), y = axis(svg.dataset.y);
   const best = values.indexOf(Math.min(...values)), ring = svg.querySelector(".best");
   svg.querySelector(".cost").setAttribute("points", cuts.map((cut, i) =>
@@ -186,31 +196,40 @@ function price() { // the cost curve, as figures.cost draws it
   ring.setAttribute("cx", x(cuts[best]));
   ring.setAttribute("cy", y(values[best] / top));
   svg.querySelector(".top").textContent = said(top);
-  $("cost-said").textContent = `At ${said(t)}: ${said(of(t))} a part. Ring: the least, ${said(values[best])} at ${said(cuts[best])}, `
-    + "read off the test; a threshold chosen so promises nothing.";
+  $("cost-said").textContent = (t === null ? "" : `At ${said(t)}: ${said(of(t))} a part. `) + `Ring: the least, ${said(values[best])} at ${said(cuts[best])}, `
+    + (D.review === null ? "" : `reviewing above ${said(D.review)}, `) + "read off the test; a threshold chosen so promises nothing.";
 }
 
 // Pictures
 
-const bytes = atob(D.lut), lut = Uint8Array.from(bytes, c => c.charCodeAt(0));
+const lut = new Uint32Array(Uint8Array.from(atob(D.lut), c => c.charCodeAt(0)).buffer); // red is the lowest byte
 function h(name, attributes = {}, ...inside) {
   const each = document.createElement(name);
   for (const key in attributes) if (attributes[key] !== null) each.setAttribute(key, attributes[key]);
   each.append(...inside.filter(v => v !== null));
   return each;
 }
+const greys = new Map(); // every map is decoded once, so that a redraw (for the printer, too) colours it at once
+function grey(map) {
+  if (!greys.has(map)) {
+    const image = new Image();
+    image.src = "data:image/png;base64," + map;
+    greys.set(map, image);
+  }
+  return greys.get(map);
+}
 function colour(canvas, map) {
-  const grey = new Image();
-  grey.onload = () => {
+  const image = grey(map), draw = () => {
     const { width, height } = canvas, pen = canvas.getContext("2d", { willReadFrequently: true });
     pen.imageSmoothingEnabled = true;
-    pen.drawImage(grey, 0, 0, width, height);
-    const pixels = pen.getImageData(0, 0, width, height), v = pixels.data;
-    for (let i = 0; i < v.length; i += 4) v.set(lut.subarray(v[i] * 4, v[i] * 4 + 4), i);
+    pen.drawImage(image, 0, 0, width, height);
+    const pixels = pen.getImageData(0, 0, width, height), v = new Uint32Array(pixels.data.buffer);
+    for (let i = 0; i < v.length; i++) v[i] = lut[v[i] & 255];
     pen.putImageData(pixels, 0, 0);
     canvas.dataset.done = "1";
   };
-  grey.src = "data:image/png;base64," + map;
+  if (image.complete && image.naturalWidth) draw();
+  else image.addEventListener("load", draw, { once: true });
 }
 function pane(what, name, row, extra) {
   const [, , width, height, jpeg] = row;
@@ -239,8 +258,8 @@ function panes(row) {
 }
 function about(p, row, name) {
   const v = verdict(p), bads = wrong(p), chips = [];
-  if (p.judged) chips.push(h("span", { class: "chip " + v.toLowerCase() }, { OK: "✓ ", NOK: "✕ ", REVIEW: "? " }[v] + v));
-  if (bads) chips.push(h("span", { class: "chip mistake" }, bads));
+  if (p.judged && fixed !== null) chips.push(h("span", { class: "chip " + v.toLowerCase() }, { OK: "✓ ", NOK: "✕ ", REVIEW: "? " }[v] + v));
+  if (bads && fixed !== null) chips.push(h("span", { class: "chip mistake" }, bads));
   return h("p", { class: "about" }, name, ...chips, h("span", { class: "nums" }, "score " + said(row ? row[1] : p.score)),
     h("bdi", { class: "soft" }, p.kind ?? "unknown"),
     p.views.length > 1 ? h("span", { class: "soft" }, `part of ${p.views.length} views, ${said(p.score)}`) : null,
@@ -248,41 +267,51 @@ function about(p, row, name) {
 }
 function card(p, view = p.views[0]) {
   const row = D.pictures[view], name = h("button", { type: "button", class: "name" }, h("bdi", {}, row ? row[0] : p.name));
-  name.addEventListener("click", () => choose(p, false));
-  return h("article", { class: "card" + (wrong(p) ? " has-wrong" : "") + (chosen === p ? " selected" : ""), "data-card": p.i },
+  name.addEventListener("click", () => choose(p, true));
+  return h("article", { class: "card" + (wrong(p) && fixed !== null ? " has-wrong" : "") + (chosen === p ? " selected" : ""), "data-card": p.i },
     row ? h("div", { class: "panes" }, ...panes(row)) : h("p", { class: "none" }, "This picture is not on the page: it had no room."),
     about(p, row, name));
 }
 function galleries() {
-  const limit = passing(), near = p => Math.abs(p.score - t);
+  drawn = t;
+  const ranked = fixed === null, limit = passing(), near = p => Math.min(Math.abs(p.score - t), Math.abs(p.score - limit));
   const lists = {
-    escapes: judged.filter(p => bad(p) && p.score <= limit).sort((a, b) => a.score - b.score),
-    alarms: judged.filter(p => good(p) && p.score > t).sort((a, b) => b.score - a.score),
-    borderline: [...judged].sort((a, b) => near(a) - near(b)),
+    escapes: judged.filter(p => bad(p) && (ranked || p.score <= limit)).sort((a, b) => a.score - b.score),
+    alarms: judged.filter(p => good(p) && (ranked || p.score > t)).sort((a, b) => b.score - a.score),
+    borderline: ranked ? [...order].reverse() : [...judged].sort((a, b) => near(a) - near(b)),
   };
   for (const root of all("[data-g]")) {
-    const list = lists[root.dataset.g].slice(0, ROW), cards = root.querySelector(".cards");
-    cards.replaceChildren(...(list.length ? list.map(p => card(p)) : [h("p", { class: "none" }, "None at this threshold.")]));
+    const every = lists[root.dataset.g], list = every.slice(0, ROW), cards = root.querySelector(".cards");
+    fill(root, { of: every.length ? `: ${list.length} of ${every.length}` : "" });
+    cards.replaceChildren(...(list.length ? list.map(p => card(p)) : [h("p", { class: "none" }, ranked ? "None in this test." : "None at this threshold.")]));
   }
   if (chosen) panel();
 }
 function panel() {
   const root = $("chosen"), p = chosen, at = order.indexOf(p);
   if (!root) return;
-  const go = (label, to) => {
-    const each = h("button", { type: "button" }, label);
+  const held = root.contains(document.activeElement) ? document.activeElement : null, label = held?.textContent;
+  const go = (words, to) => {
+    const each = h("button", { type: "button" }, words);
     each.disabled = !to;
     each.addEventListener("click", () => { choose(to, false); });
     return each;
   };
   const close = h("button", { type: "button" }, "Close");
-  close.addEventListener("click", () => { root.hidden = true; choose(null, false); });
+  close.addEventListener("click", () => {
+    root.hidden = true;
+    choose(null, false);
+    (opener?.isConnected ? opener : $("range")).focus({ preventScroll: !opener?.isConnected });
+  });
   root.replaceChildren(h("div", { class: "row" }, h("h3", {}, "Selected: ", h("bdi", {}, p.name)),
     go("◂ less strange", order[at - 1]), go("stranger ▸", order[at + 1]), close), ...p.views.map(v => card(p, v)));
   root.hidden = false;
+  if (held && held !== root) (all("button", root).find(each => each.textContent === label && !each.disabled) ?? root).focus({ preventScroll: true });
 }
 
 // Selection
+
+let opener = null;
 
 const place = each => each.dataset.at ? each.dataset.at.split(" ").map(Number) : each.tagName === "rect"
   ? [+each.getAttribute("x") + each.getAttribute("width") / 2, +each.getAttribute("y") + each.getAttribute("height") / 2]
@@ -296,13 +325,14 @@ function choose(p, open) {
   }
   for (const each of all("#live [data-card]")) each.classList.toggle("selected", p !== null && +each.dataset.card === p.i);
   if (!p) return;
+  if (open && !$("chosen")?.contains(document.activeElement)) opener = document.activeElement;
   panel();
-  tell(`Selected ${p.name}, ${p.kind ?? "unknown"}, score ${said(p.score)}, ${p.judged ? verdict(p) : "no verdict"} ${wrong(p)}`);
+  tell(`Selected ${p.name}, ${p.kind ?? "unknown"}, score ${said(p.score)}, ${p.judged && fixed !== null ? verdict(p) : "no verdict"} ${fixed === null ? "" : wrong(p)}`);
   if (!open || !$("chosen")) return;
   $("chosen").scrollIntoView({ block: "start" });
   $("chosen").focus({ preventScroll: true });
 }
-let timer = 0, drawer = 0;
+let timer = 0, drawer = 0, drawn;
 function tell(words) { clearTimeout(timer); timer = setTimeout(() => { $("told").textContent = words; }, 250); }
 
 function pointer(svg, event) {
@@ -322,7 +352,7 @@ for (const svg of charts) {
   let dragged = false, drag = false;
   if (lane) {
     const [from, to, start, end] = ends4(svg.dataset.x);
-    const over = event => Math.abs(pointer(svg, event)[0] - x(t)) < 7;
+    const over = event => t !== null && Math.abs(pointer(svg, event)[0] - x(t)) < 7;
     svg.addEventListener("pointerdown", event => { drag = over(event); dragged = false; if (drag) svg.setPointerCapture(event.pointerId); });
     svg.addEventListener("pointermove", event => {
       svg.classList.toggle("wide-grab", drag || over(event));
@@ -353,7 +383,7 @@ for (const svg of charts) {
 // Threshold
 
 function set(value) {
-  if (!Number.isFinite(value)) return;
+  if (value !== null && !Number.isFinite(value)) return;
   t = value;
   recount();
   price();
@@ -363,22 +393,35 @@ function set(value) {
 }
 $("range").addEventListener("input", event => set(low + event.target.value / 1000 * (high - low)));
 $("number").addEventListener("input", event => { if (event.target.value !== "") set(Number(event.target.value)); });
-$("number").addEventListener("change", event => { event.target.value = t; });
-$("reset").addEventListener("click", () => { if (fixed !== null) { set(fixed); $("number").value = t; $("range").focus(); } });
-$("down").addEventListener("click", () => set(scores.filter(s => s < t).at(-1) ?? t));
-$("up").addEventListener("click", () => set(scores.find(s => s > t) ?? t));
+$("number").addEventListener("change", event => { event.target.value = t ?? ""; });
+$("reset").addEventListener("click", () => { set(fixed); $("number").value = t ?? ""; $("range").focus(); });
+const step = up => set((up ? scores.find(s => s > (t ?? -Infinity)) : scores.filter(s => s < (t ?? Infinity)).at(-1)) ?? t);
+$("down").addEventListener("click", () => step(false));
+$("up").addEventListener("click", () => step(true));
+$("number").addEventListener("keydown", event => {
+  if (event.key !== "ArrowUp" && event.key !== "ArrowDown") return;
+  event.preventDefault();
+  step(event.key === "ArrowUp");
+  event.target.value = t;
+});
 $("bar").addEventListener("submit", event => event.preventDefault());
-for (const name of ["escape", "reject", "rate"]) {
+for (const name of ["escape", "reject", "rate", "review"]) {
   const field = $("cost-" + name);
   if (field) { field.readOnly = false; field.addEventListener("input", price); }
 }
-addEventListener("beforeprint", () => { clearTimeout(drawer); galleries(); });
+addEventListener("beforeprint", () => { clearTimeout(drawer); if (drawn !== t) galleries(); });
+const room = () => { // what scrolls into view must not lie under the bar
+  const tall = getComputedStyle($("bar")).position === "sticky" ? $("bar").offsetHeight + 14 : 0;
+  document.documentElement.style.scrollPaddingTop = tall + "px";
+};
+new ResizeObserver(room).observe($("bar"));
+addEventListener("resize", room);
+setTimeout(() => { for (const row of D.pictures) if (row) grey(row[5]); }, 300);
 
 for (const name of ["bar", "live", "how"]) if ($(name)) $(name).hidden = false;
 if ($("first")) $("first").remove();
-if (fixed === null) $("reset").hidden = true;
 recount();
 price();
 galleries();
-globalThis.flawmap = { bounds, set, state: () => ({ t, chosen: chosen && chosen.name, ...recount() }) };
+globalThis.flawmap = { bounds, percent, set, state: () => ({ t, chosen: chosen && chosen.name, ...recount() }) };
 })();

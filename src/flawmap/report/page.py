@@ -26,7 +26,21 @@ from flawmap.report import figures, gallery, heatmap, plots
 from flawmap.report.figures import Costs, Known
 from flawmap.report.gallery import THUMBNAIL_PX, Picture, Shrinker
 from flawmap.report.heatmap import Scale
-from flawmap.report.parts import GALLERIES, Part, Rate, Scored, by_part, picks, shown
+from flawmap.report.parts import (
+    GALLERIES,
+    RANKED,
+    ROW,
+    Doubt,
+    Part,
+    Rate,
+    Scored,
+    by_part,
+    doubt,
+    picks,
+    promised,
+    reviews,
+    shown,
+)
 from flawmap.types import GOOD, Verdict
 from flawmap.verdict.calibration import Calibration
 
@@ -38,12 +52,13 @@ MAX_PICTURE_BYTES = 8_000_000  # of all pictures together as base64, so that the
 COSTS = Costs(100.0, 1.0, 0.01)  # an example, where the calibration has none
 DRAWINGS = ("roc", "sizes", "rates", "cost", "embedding", "training")
 METRICS = (
-    ("i_auroc", "Image AUROC", "chance that a defective picture scores above a good one"),
-    ("i_ap", "Image AP", "average precision of the score"),
-    ("p_auroc", "Pixel AUROC", "the same chance for single pixels"),
-    ("p_ap", "Pixel AP", "average precision of the map"),
-    ("pro", "PRO", "share of each defect that is covered, up to 30\N{NARROW NO-BREAK SPACE}% false pixels"),
-    ("f1_max_oracle", "F1 oracle", "best F1 with a threshold tuned on the answers; no operating point"),
+    ("part_auroc", "Part AUROC", "of parts: chance that a defective part scores above a good one"),
+    ("i_auroc", "Image AUROC", "of pictures: the same chance for single pictures"),
+    ("i_ap", "Image AP", "of pictures: average precision of the score"),
+    ("p_auroc", "Pixel AUROC", "of pixels: the same chance for single pixels"),
+    ("p_ap", "Pixel AP", "of pixels: average precision of the map"),
+    ("pro", "PRO", "of defects: share of each that is covered, up to 30\N{NARROW NO-BREAK SPACE}% false pixels"),
+    ("f1_max_oracle", "F1 oracle", "of parts: best F1 with a threshold tuned on the answers; no operating point"),
 )
 
 
@@ -81,6 +96,10 @@ class Report:
     def review(self) -> float | None:
         return getattr(self.calibration, "review_threshold", None)
 
+    @property
+    def doubt(self) -> Doubt | None:
+        return doubt(self.calibration.policy, self.notes) if self.calibration else None
+
     def parts(self) -> list[Part]:
         return by_part(self.scores, self.calibration.score if self.calibration else max)
 
@@ -101,9 +120,8 @@ def render(report: Report) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters.update(percent=plots.percent, figure=_figure, score=plots.score)
-    metrics = report.metrics or {}
-    parts = report.parts()
+    environment.filters.update(percent=plots.percent, figure=plots.figure, score=plots.score)
+    metrics, parts = report.metrics or {}, report.parts()
     album = _album(report, parts)
     script = _read("page.js").strip() if parts else ""
     data = _data(report, parts, album) if parts else ""
@@ -111,22 +129,27 @@ def render(report: Report) -> str:
     drawings = dict.fromkeys(DRAWINGS) | _drawings(report, parts, album)
     return environment.from_string(_read("page.html")).render(
         report=report,
-        promise=report.calibration and report.calibration.sentence.replace(" %", "\N{NARROW NO-BREAK SPACE}%"),
+        promise=report.calibration and promised(report.calibration.sentence),
+        bare=not any(part.verdict is not None for part in parts),
+        reviews=reviews(parts, report.review),
         parts=parts,
         escapes=Rate.given(metrics.get("escapes")),
         false_alarms=Rate.given(metrics.get("false_alarms")),
         kinds=_kinds(metrics, parts),
-        tiles=[(label, *_tile(metrics, key, note)) for key, label, note in METRICS],
+        tiles=[
+            (label, *_tile(metrics, key, note)) for key, label, note in METRICS if key in metrics or key != "part_auroc"
+        ],
         drawings=drawings,
         histograms=_histograms(report, parts),
         costs=_costs(report),
-        operating=_operating(parts),
+        operating=_operating(report, parts),
+        counted=f"{len(_judged(parts))} of {sum(p.kind is not None for p in parts)} parts",
         shapes=figures.SHAPES,
         interval=plots.interval,
-        legend=plots.legend(report.scale, "legend"),
+        legend=plots.legend(report.scale, "legend", "map threshold" if report.calibration else "typical"),
         galleries=galleries,
         first=album.first,
-        live=GALLERIES,
+        live=GALLERIES if any(part.verdict is not None for part in parts) else RANKED,
         album=album,
         shown=count,
         given=sum(len(g.pictures) for g in report.galleries),
@@ -174,7 +197,7 @@ def _data(report: Report, parts: Sequence[Part], album: Album) -> str:
         "parts": rows,
         "pictures": album.rows,
         "lut": base64.b64encode(gallery.colours(report.scale).tobytes()).decode(),
-        "galleries": GALLERIES,
+        "doubt": report.doubt.said if report.doubt else "",
     }
     return json.dumps(known, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
 
@@ -186,10 +209,10 @@ def _album(report: Report, parts: Sequence[Part]) -> Album:
     if report.picture is None or not parts:
         return album
     threshold = report.threshold
-    wanted = shown(parts, threshold, MAX_TESTED)
-    first = picks(parts, threshold, report.review) if threshold is not None else {}
+    wanted = shown(parts, threshold, MAX_TESTED, report.review)
+    first = picks(parts, threshold, report.review, len(parts)) if threshold is not None else {}
     key = next((key for key, chosen in first.items() if chosen), "")
-    whole = {parts[i].views[0]: parts[i] for i in first.get(key, [])}
+    whole = {parts[i].views[0]: parts[i] for i in first.get(key, [])[:ROW]}
     fixed: dict[int, dict[str, Any]] = {}
     shrink = Shrinker(len(wanted), MAX_PICTURE_BYTES - 80_000 * len(whole), report.scale)
     for place in sorted(wanted):
@@ -201,6 +224,7 @@ def _album(report: Report, parts: Sequence[Part]) -> Album:
             fixed[place] = card | {"wrong": whole[place].wrong}
     if fixed:
         title, note = next((title, note) for name, title, note in GALLERIES if name == key)
+        title += f": {len(whole)} of {len(first[key])}"
         album.first = (title, note, [fixed[place] for place in whole if place in fixed])
     if shrink.sides:
         least, most = min(shrink.sides), max(shrink.sides)
@@ -219,6 +243,8 @@ def _kinds(metrics: Mapping[str, Any], parts: Sequence[Part]) -> list[dict[str, 
     if rate := Rate.given(metrics.get("false_alarms")):
         verdicts = [p.verdict for p in parts if p.kind == GOOD]
         rows.append({"name": GOOD, "n": rate.n, "rate": rate, "auroc": None, **_tally(verdicts)})
+    elif n := metrics.get("good"):
+        rows.append({"name": GOOD, "n": n, "rate": None, "auroc": None})
     return rows
 
 
@@ -230,15 +256,15 @@ def _tile(metrics: Mapping[str, Any], key: str, note: str) -> tuple[str | None, 
     """The figure and what it means, or None and why it is undefined."""
     value, error = metrics.get(key), metrics.get(f"{key}_error") or 0.0
     if value is not None:
-        return _figure(value), f"{note}; exact to {error:.1g}" if error else note
-    if key.startswith(("i_", "f1")):
+        return plots.figure(value), f"{note}; exact to {error:.1g}" if error else note
+    if key.startswith(("i_", "f1", "part")):
         return None, f"{metrics.get('good', 0)} good and {metrics.get('defective', 0)} defective parts: it takes both"
     return None, metrics.get("why") or "no masks were given"
 
 
 def _costs(report: Report) -> Costs:
     given = getattr(report.calibration, "costs", None) or {}
-    return Costs(*(float(given.get(name, value)) for name, value in COSTS._asdict().items()))
+    return Costs(**{name: float(given.get(name, value)) for name, value in COSTS._asdict().items()})
 
 
 def _lanes(report: Report, parts: Sequence[Part]) -> Iterator[plots.Lane]:
@@ -253,7 +279,8 @@ def _lanes(report: Report, parts: Sequence[Part]) -> Iterator[plots.Lane]:
         inside = [parts[i] for i in groups[kind]]
         scores, wrong = np.array([p.score for p in inside], float), np.array([bool(p.wrong) for p in inside])
         label = f"{kind or 'unknown'}, {_count(len(wrong), 'part')}"
-        yield plots.Lane(label, scores, wrong, False, groups[kind], kind == GOOD)
+        waiting = np.array([p.verdict == Verdict.REVIEW for p in inside])
+        yield plots.Lane(label, scores, wrong, False, groups[kind], kind == GOOD, waiting)
 
 
 def _histograms(report: Report, parts: Sequence[Part]) -> list[tuple[str, Markup]]:
@@ -261,8 +288,8 @@ def _histograms(report: Report, parts: Sequence[Part]) -> list[tuple[str, Markup
     groups = list(_lanes(report, parts))
     if not groups:
         return []
-    widths = (("wide", 900), ("narrow", 350))
-    return [(name, plots.lanes(groups, report.threshold, f"lanes-{name}", width, "Scores")) for name, width in widths]
+    widths, line, review = (("wide", 900), ("narrow", 350)), report.threshold, report.review
+    return [(name, plots.lanes(groups, line, f"lanes-{name}", width, "Scores", review)) for name, width in widths]
 
 
 def _drawings(report: Report, parts: Sequence[Part], album: Album) -> dict[str, Markup]:
@@ -277,44 +304,55 @@ def _drawings(report: Report, parts: Sequence[Part], album: Album) -> dict[str, 
         found["embedding"] = figures.embedding(
             np.asarray(points, float), [m[0] for m in marks], [m[1] for m in marks], "embedding"
         )
-    known = [i for i, part in enumerate(parts) if part.kind is not None]
-    if not known:
+    line, review = report.threshold, report.review
+    area = {i: max(album.areas[v] for v in part.views) for i, part in enumerate(parts) if part.kind is not None}
+    if sized := [i for i in area if area[i] > 0]:
+        states = ["wrong" if parts[i].wrong else "review" * (parts[i].verdict == Verdict.REVIEW) for i in sized]
+        areas = np.array([area[i] for i in sized])
+        found["sizes"] = figures.sizes(_known(parts, sized), areas, states, line, "sizes", review)
+    tested = _known(parts, _judged(parts))
+    if tested.defect.all() or not tested.defect.any():
         return found
-    defect = np.array([parts[i].defective for i in known])
-    tested = Known(np.array([parts[i].score for i in known], float), defect, np.array(known))
-    sized = np.array([max(album.areas[v] for v in parts[i].views) for i in known])
-    if (some := sized > 0).any():
-        wrong = np.array([bool(parts[i].wrong) for i in known])
-        chosen = Known(tested.scores[some], defect[some], tested.ids[some])
-        found["sizes"] = figures.sizes(chosen, sized[some], wrong[some], report.threshold, "sizes")
-    if defect.all() or not defect.any():
-        return found
-    found["roc"] = figures.roc(tested, _point([parts[i] for i in known]), "roc")
-    found["rates"] = figures.rates(tested, report.threshold, "rates")
-    found["cost"] = figures.cost(tested, report.threshold, _costs(report), "cost")
+    found["roc"] = figures.roc(tested, _point(parts), "roc")
+    found["rates"] = figures.rates(tested, line, "rates", review)
+    found["cost"] = figures.cost(tested, line, _costs(report), "cost", review)
     return found
 
 
+def _judged(parts: Sequence[Part]) -> list[int]:
+    """The parts that drawings of rates count: of known kind and with a verdict, or all where none was given."""
+    bare = not any(part.verdict is not None for part in parts)
+    return [i for i, part in enumerate(parts) if part.kind is not None and (bare or part.verdict is not None)]
+
+
+def _known(parts: Sequence[Part], chosen: Sequence[int]) -> Known:
+    scores, defect = [parts[i].score for i in chosen], [parts[i].defective for i in chosen]
+    return Known(np.array(scores, float), np.array(defect, bool), np.array(chosen, int))
+
+
 def _point(parts: Sequence[Part]) -> tuple[float, float] | None:
-    """(refused, found) as judged; None where a part got no verdict. What a person reviews has not passed."""
-    if any(p.verdict is None for p in parts):
+    """(refused, found) as judged NOK, so that it lies on the curve; None where no part got a verdict."""
+    judged = [parts[i] for i in _judged(parts)]
+    if any(p.verdict is None for p in judged):
         return None
-    good, bad = [p for p in parts if not p.defective], [p for p in parts if p.defective]
-    return sum(p.verdict == Verdict.NOK for p in good) / len(good), sum(p.verdict != Verdict.OK for p in bad) / len(bad)
+    sides = ([p.verdict == Verdict.NOK for p in judged if p.defective == side] for side in (False, True))
+    refused, found = (sum(side) / len(side) for side in sides)
+    return refused, found
 
 
-def _operating(parts: Sequence[Part]) -> list[tuple[str, str, float, float]]:
+def _operating(report: Report, parts: Sequence[Part]) -> list[tuple[str, str, float, float]]:
     """(shape, label, refused, found) of the points on the ROC; the last is moved by the script."""
-    known = [p for p in parts if p.kind is not None]
-    defect = np.array([p.defective for p in known], bool)
-    if not known or defect.all() or not defect.any():
+    tested = _known(parts, _judged(parts))
+    if tested.defect.all() or not tested.defect.any():
         return []
     found: list[tuple[str, str, float, float]] = []
-    if (point := _point(known)) is not None:
-        found.append(("calibrated", "calibrated", *point))
-    oracle = figures.no_escape(Known(np.array([p.score for p in known]), defect, np.arange(len(known))))
-    found.append(("oracle", "no escape (read off the test, promises nothing)", *oracle))
-    return [*found, ("now", "where the slider stands", 0.0, 0.0)]
+    band = reviews(parts, report.review)
+    if (point := _point(parts)) is not None:
+        label = report.doubt.label if report.doubt else "calibrated"
+        more = f"; besides, {band[0]} for review ({band[2]})" if band else ""
+        found.append(("calibrated", f"{'NOK, ' if band else ''}{label}{more}", *point))
+    found.append(("oracle", "no escape (read off the test, promises nothing)", *figures.no_escape(tested)))
+    return [*found, ("now", f"{'NOK, ' if band else ''}where the slider stands", 0.0, 0.0)]
 
 
 def _galleries(report: Report) -> tuple[list[tuple[Gallery, list[dict[str, Any]]]], int]:
@@ -350,11 +388,6 @@ def _card(picture: Picture, scale: Scale, side: int) -> dict[str, Any]:
 
 def _uri(image: np.ndarray) -> str:
     return "data:image/jpeg;base64," + gallery.jpeg(image)
-
-
-def _figure(value: float) -> str:
-    """Three decimals; what is not 1 is never rounded to it."""
-    return "> 0.999" if 0.9995 <= value < 1 else f"{value:.3f}"
 
 
 def _count(n: int, noun: str) -> str:

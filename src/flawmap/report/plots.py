@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,6 +30,7 @@ class Lane(NamedTuple):
     rug: bool = False  # draw every score as a tick as well
     ids: Sequence[int] | None = None  # numbers of the parts: each gets a mark of its own in the bar
     good: bool = True  # the wrong ones are the high scores, else the low ones
+    waiting: np.ndarray | None = None  # (n,) bool: which go to review
 
 
 class Axis(NamedTuple):
@@ -43,10 +45,13 @@ class Axis(NamedTuple):
         return self.start + (value - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def lanes(groups: Sequence[Lane], threshold: float | None, ident: str, width: int, title: str) -> Markup:
+def lanes(
+    groups: Sequence[Lane], threshold: float | None, ident: str, width: int, title: str, review: float | None = None
+) -> Markup:
     """Histograms one under another on one score axis, so that any number of kinds needs no colour code."""
-    top = 24 if threshold is not None else 4
-    edges = _edges(np.concatenate([g.scores for g in groups]), threshold, 28 if width < 500 else 48)
+    top = 4 + 20 * (threshold is not None) + 18 * (review is not None)
+    values = [g.scores for g in groups] + ([] if review is None else [np.array([review])])
+    edges = _edges(np.concatenate(values), threshold, 28 if width < 500 else 48)
     axis = Axis(float(edges[0]), float(edges[-1]), 32, width - 10)
     bars = max(BARS, 100 // len(groups))
     floor = top + len(groups) * (LABEL + bars + GAP) - GAP
@@ -54,11 +59,15 @@ def lanes(groups: Sequence[Lane], threshold: float | None, ident: str, width: in
     for tick in ticks(axis.low, axis.high, 6 if width < 500 else 10):
         x = axis.at(tick)
         parts += [line("grid", x, top, x, floor), text("tick", x, floor + 20, f"{tick:g}")]
-    if threshold is not None:
-        x = axis.at(threshold)
+    named = (("threshold", threshold, 4, "threshold"), ("review-line", review, 22, "review above"))
+    for name, value, y, words in named:
+        if value is None:
+            continue
+        x = axis.at(value)
         anchor, shift = ("end", -6) if x > width / 2 else ("start", 6)
-        parts.append(line("threshold", x, 4, x, floor))
-        parts.append(text("threshold-label", x + shift, 15, f"threshold {score(threshold)}", anchor))
+        parts.append(line(name, x, y, x, floor))
+        label = "threshold-label" if name == "threshold" else "review-label"
+        parts.append(text(label, x + shift, y + 11, f"{words} {score(value)}", anchor))
     for row, group in enumerate(groups):
         parts += _lane(group, edges, axis, top + row * (LABEL + bars + GAP) + LABEL, bars, ident)
     parts.append(text("axis-title", (axis.start + axis.end) / 2, floor + 40, "score of a part, higher is stranger"))
@@ -101,9 +110,13 @@ def _cells(
         low, high = (axis.at(float(edge)) for edge in edges[cell : cell + 2])
         x, width = low + 0.5, high - low - 1
         standing[cell] += 1
+        waits = group.waiting is not None and group.waiting[i]
         paint = Markup(' fill="url(#{}-hatch)"').format(ident) if group.wrong[i] else ""
         shape = Markup('<rect class="{}" data-p="{}" x="{:.1f}" y="{:.2f}" width="{:.1f}" height="{:.2f}"{}/>')
-        name, y = "bar wrong" if group.wrong[i] else "bar", floor - standing[cell] * tall + gap
+        name, y = (
+            "bar wrong" if group.wrong[i] else "bar review" if waits else "bar",
+            floor - standing[cell] * tall + gap,
+        )
         yield shape.format(name, ids[i], x, y, width, tall - gap, paint)
 
 
@@ -117,8 +130,8 @@ def interval(low: float, rate: float, high: float) -> Markup:
     )
 
 
-def legend(scale: Scale, ident: str) -> Markup:
-    """The colours of the maps with the threshold marked, over the middle grey of an ordinary picture."""
+def legend(scale: Scale, ident: str, word: str = "map threshold") -> Markup:
+    """The colours of the maps over the middle grey of an ordinary picture; `word` names where the ramp starts."""
     axis, cell = Axis(scale.low, scale.high, 8, 352), 4
     values = np.linspace(scale.low, scale.high, 344 // cell, dtype=np.float32)
     parts = [rect("ground", axis.start, 6, axis.end - axis.start, 18)]
@@ -130,23 +143,31 @@ def legend(scale: Scale, ident: str) -> Markup:
     if scale.threshold > scale.low:
         x = axis.at(scale.threshold)
         parts.append(line("threshold", x, 2, x, 28))
-        parts.append(text("threshold-label", x, 42, f"threshold {score(scale.threshold)}"))
-        told += f"; the ramp starts at the threshold, {score(scale.threshold)}, and below it is a pale veil"
+        parts.append(text("threshold-label", x, 42, f"{word} {score(scale.threshold)}"))
+        told += f"; the ramp starts at {word} {score(scale.threshold)}, and below it is a pale veil"
     return svg(parts, 360, 48, ident, "Colours of the maps", told + ".")
 
 
 def percent(rate: float) -> str:
-    """ "4.8 %"; what is not 0 or 100 % is never rounded to it."""
+    """ "4.8 %"; what is not 0 or 100 % is never rounded to it. Ties go up, as in the page's script."""
     if 0 < rate < 0.0005:
         return "< 0.1\N{NARROW NO-BREAK SPACE}%"
     if 0.9995 <= rate < 1:
         return "> 99.9\N{NARROW NO-BREAK SPACE}%"
-    return f"{100 * rate:.1f}\N{NARROW NO-BREAK SPACE}%"
+    return f"{Decimal(100 * rate).quantize(Decimal('0.1'), ROUND_HALF_UP)}\N{NARROW NO-BREAK SPACE}%"
 
 
 def score(value: float) -> str:
-    """Four significant digits."""
-    return f"{value:#.4g}".rstrip(".")
+    """Four significant digits. Ties go away from 0, as in the page's script."""
+    exact = Decimal(float(value))
+    if exact and exact.is_finite():
+        exact = exact.quantize(Decimal(1).scaleb(exact.adjusted() - 3), ROUND_HALF_UP)
+    return f"{float(exact):#.4g}".rstrip(".")
+
+
+def figure(value: float) -> str:
+    """Three decimals; what is not 1, but for rounding in its sum, is never rounded to it."""
+    return "> 0.999" if 0.9995 <= value < 1 - 1e-12 else f"{value:.3f}"
 
 
 def ticks(low: float, high: float, most: int) -> list[float]:
@@ -189,7 +210,7 @@ def svg(
 ) -> Markup:
     """The drawing; axes and heights in `about` are told to the page's script: x, y, floor."""
     data = Markup("").join(
-        Markup(' data-{}="{}"').format(name, " ".join(f"{v:.10g}" for v in np.atleast_1d(np.asarray(value, float))))
+        Markup(' data-{}="{}"').format(name, " ".join(f"{v:.17g}" for v in np.atleast_1d(np.asarray(value, float))))
         for name, value in about.items()
     )
     return Markup(

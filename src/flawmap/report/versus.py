@@ -52,7 +52,10 @@ class Run:
     review_threshold: float | None
     escapes: Rate | None
     false_alarms: Rate | None
-    reviews: int
+    reviews: int  # of the parts with a verdict
+    reviews_good: int
+    reviews_defective: int
+    judged: int  # parts with a verdict
     undecided: int  # parts without a verdict
     part_auroc: Estimate
     picture_auroc: Estimate
@@ -62,17 +65,19 @@ class Run:
     protocol: str | None
     bundle_sha256: str | None
     pictures_sha256: str | None
+    doubts: Sequence[str] = ()  # why its figures or verdicts look better than the line will be; sentences
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What became of the parts of one class; right and wrong are meant of the verdicts."""
+    """What became of the parts of one class. Wrong is an escape or a false alarm; a part for review is neither."""
 
     group: str  # "defective" or "good"
     n: int  # parts with a verdict in both
-    both_right: int
-    mended: int  # wrong before, right after
-    spoiled: int  # right before, wrong after
+    neither_wrong: int
+    mended: int  # wrong before, not after
+    to_review: int  # of these: for review after
+    spoiled: int  # wrong after, not before
     both_wrong: int
     p: float  # exact McNemar
     least_p: float  # the least that so many changed parts could give
@@ -88,7 +93,8 @@ class Pair:
     part_auroc: Estimate  # differences: after - before
     picture_auroc: Estimate
     changes: Sequence[Change]
-    changed: Sequence[dict[str, Any]]  # part, kind, verdicts and scores before and after; new mistakes first
+    changed: Sequence[dict[str, Any]]  # part, kind, verdicts and scores before and after, effect; new mistakes first
+    level: float = 0.05  # p is held against it, and intervals have the confidence 1 - level
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +136,11 @@ def page(versus: Versus) -> str:
     environment.filters.update(
         share=plots.share, auroc=plots.auroc_text, signed=plots.signed, p=plots.p_value, score=plots.score
     )
+    environment.filters["share_of"] = plots.share_of
     files = resources.files("flawmap.report")
     template, style = (files.joinpath(name).read_text(encoding="utf-8") for name in ("versus.html", "shared.css"))
     drawn = {"roc": plots.curves(versus), "ranks": [plots.ranks(versus, pair) for pair in versus.pairs]}
+    drawn["thinned"] = [plots.thinned(versus.parts, pair) for pair in versus.pairs]
     return environment.from_string(template).render(
         v=versus,
         drawn=drawn,

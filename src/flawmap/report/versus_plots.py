@@ -17,7 +17,7 @@ from flawmap.types import GOOD
 from flawmap.verdict.metrics import roc
 
 if TYPE_CHECKING:
-    from flawmap.report.versus import Estimate, Pair, Part, Versus
+    from flawmap.report.versus import Estimate, Pair, Part, Run, Versus
 
 LETTERS = "ABCDEF"  # as many runs as dashes and marks can be told apart
 MOST_ROWS = 200  # of parts whose verdict changed, a table
@@ -57,6 +57,11 @@ def p_value(value: float) -> str:
     return f"{value:.3f}" if value < 0.0995 else f"{value:.2f}"
 
 
+def share_of(level: float) -> str:
+    """A level of confidence, or of error, as short as it is known: "95 %", "1.67 %"."""
+    return f"{100 * level:.3g}{THIN}%"
+
+
 def score(value: float) -> str:
     return f"{value:#.4g}".rstrip(".")
 
@@ -77,8 +82,8 @@ def curves(versus: Versus) -> Markup | None:
         lines.append((found[0], found[1]))
     low = math.floor(math.log10(1 / n_good) + 1e-9)
     first = min(float(found[alarms == 0].max()) for alarms, found in lines)
-    points = [(run.false_alarms, run.escapes) for run in versus.runs]
-    reached = [1 - e.count / e.n for a, e in points if a and e and a.n and e.n]
+    points = [(i, *found) for i, run in enumerate(versus.runs) if (found := operating(run))]
+    reached = [found for _, nok, _ in points for _, found in [nok]]
     bottom = max(b for b in (0.0, 0.5, 0.8, 0.9) if b == 0 or b < min([first, *reached]))
 
     def x(rate: float) -> float:
@@ -100,13 +105,33 @@ def curves(versus: Versus) -> Markup | None:
         for a, f in zip(alarms[1:], found[1:], strict=True):
             path.append(f"H{x(float(a)):.1f}V{y(float(f)):.1f}")
         parts.append(Markup('<path class="curve r{}" d="{}H{:.1f}"/>').format(i, "".join(path), x(1)))
-    at = []
-    for i, (alarms, escapes) in enumerate(points):
-        if alarms and escapes and alarms.n and escapes.n:
-            at.append((i, x(alarms.count / alarms.n), y(1 - escapes.count / escapes.n)))
-    parts += _marked(at)
+    for i, nok, review in points:
+        if review != nok:
+            steps = "".join(f"H{x(a):.1f}V{y(f):.1f}" for a, f in _between(lines[i], nok, review))
+            band = Markup('<path class="band r{}" d="M{:.1f},{:.1f}{}"/>').format(i, x(nok[0]), y(nok[1]), steps)
+            parts += [band, _end(i, x(review[0]), y(review[1]), versus.runs[i].letter)]
+    parts += _marked([(i, x(nok[0]), y(nok[1])) for i, nok, _ in points])
     told = "; ".join(f"{run.letter} {run.name}: part AUROC {auroc_text(run.part_auroc.value)}" for run in versus.runs)
     return _svg(parts, "roc", "ROC of all runs", f"{n_good} good and {n_bad} defective parts. {told}.")
+
+
+def operating(run: Run) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """(false alarms, defective parts found) as NOK, and with the parts for review counted in; both lie on the ROC.
+
+    The two are one point for a run without such parts. None where no part of a class has a verdict.
+    """
+    alarms, escapes = run.false_alarms, run.escapes
+    if alarms is None or escapes is None or not (alarms.n and escapes.n):
+        return None
+    passing = escapes.n - escapes.count  # do not pass as OK
+    nok = alarms.count / alarms.n, (passing - run.reviews_defective) / escapes.n
+    return nok, ((alarms.count + run.reviews_good) / alarms.n, passing / escapes.n)
+
+
+def _between(line: tuple[np.ndarray, np.ndarray], start: Any, end: Any) -> list[tuple[float, float]]:
+    """The points of a curve from one of its points to another, the last included."""
+    curve = zip(line[0].tolist(), line[1].tolist(), strict=True)
+    return [p for p in curve if all(s <= at <= e for s, at, e in zip(start, p, end, strict=True))] + [end]
 
 
 def _roc_axes(x: Any, y: Any, low: int, bottom: float) -> list[Markup]:
@@ -139,6 +164,12 @@ def _marked(at: Sequence[tuple[int, float, float]]) -> list[Markup]:
     return parts
 
 
+def _end(run: int, x: float, y: float, letter: str) -> Markup:
+    """Where a band for review ends: a hollow ring."""
+    shape = Markup('<circle class="end r{}" cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}: NOK or review</title></circle>')
+    return shape.format(run, x, y, letter)
+
+
 def ranks(versus: Versus, pair: Pair) -> Markup:
     """Where each part lies among the good ones, by the run before (across) and after (up).
 
@@ -153,9 +184,10 @@ def ranks(versus: Versus, pair: Pair) -> Markup:
     shown = _thinned(versus.parts, rows)
     parts = _rank_axes(pair, bool(good.any()))
     for run, values, where, upright in ((i, across, places[0], True), (j, up, places[1], False)):
-        for name, value in (("threshold", versus.runs[run].threshold), ("review", versus.runs[run].review_threshold)):
+        told, band = versus.runs[run], versus.runs[run].review_threshold is not None
+        for name, value in (("threshold", told.threshold), ("review", told.review_threshold)):
             if value is not None:
-                parts += _cut(name, cut(values, where, value), upright, versus.runs[run].letter)
+                parts += _cut(name, cut(values, where, value), upright, told.letter, band)
     for n in shown:
         part = versus.parts[n]
         x, y = _x(float(places[0][n])), _y(float(places[1][n]))
@@ -163,7 +195,8 @@ def ranks(versus: Versus, pair: Pair) -> Markup:
         told = f"{part.name}: {part.kind or 'unknown'}, {', '.join(said)}"
         parts.append(_dot(part, x, y, told, rows.get(part.name), pair.after))
     title = f"Ranks of the parts, {pair.before} against {pair.after}"
-    return _svg(parts, f"ranks-{pair.after}", title, f"{len(shown)} parts. {pair.sentence}", "group")
+    count = thinned(versus.parts, pair) or f"{len(shown)} parts."
+    return _svg(parts, f"ranks-{pair.after}", title, f"{count} {pair.sentence}", "group")
 
 
 def place(scores: np.ndarray, good: np.ndarray) -> np.ndarray:
@@ -196,13 +229,28 @@ def cut(scores: np.ndarray, places: np.ndarray, threshold: float) -> float:
     return (low + high) / 2
 
 
+def thinned(parts: Sequence[Part], pair: Pair) -> str | None:
+    """What a drawing leaves out, a sentence; None where it shows every part."""
+    listed = [row["part"] for row in pair.changed[:MOST_ROWS]]
+    shown, step = len(_thinned(parts, listed)), _step(parts)
+    if shown == len(parts):
+        return None
+    changed = f"the first {len(listed)} of {len(pair.changed)}" if len(pair.changed) > len(listed) else "all"
+    return f"Drawn are {shown} of {len(parts)} parts: every {step}{_th(step)}, and {changed} with another verdict."
+
+
+def _step(parts: Sequence[Part]) -> int:
+    return max(1, math.ceil(len(parts) / MOST_POINTS))
+
+
+def _th(n: int) -> str:
+    return "th" if n % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+
+
 def _thinned(parts: Sequence[Part], changed: Iterable[str]) -> list[int]:
     """All that changed, and of the others evenly so many that a page can hold them."""
-    keep, names = list(range(len(parts))), set(changed)
-    if len(parts) <= MOST_POINTS:
-        return keep
-    step = math.ceil(len(parts) / MOST_POINTS)
-    return [n for n in keep if n % step == 0 or parts[n].name in names]
+    names, step = set(changed), _step(parts)
+    return [n for n in range(len(parts)) if n % step == 0 or parts[n].name in names]
 
 
 def _x(place: float) -> float:
@@ -229,20 +277,19 @@ def _rank_axes(pair: Pair, good: bool) -> list[Markup]:
     return parts
 
 
-def _cut(name: str, at: float, upright: bool, letter: str) -> list[Markup]:
-    """A threshold across the drawing, with what lies on its sides named outside of it."""
+def _cut(name: str, at: float, upright: bool, letter: str, band: bool) -> list[Markup]:
+    """A threshold across the drawing, with what lies on its sides named outside of it.
+
+    Where a band for review lies between two thresholds, each names its outer side.
+    """
+    sides = [(5, "NOK", "start")] if name == "threshold" else []
+    if name == "review" or not band:
+        sides.append((-5, f"{letter}: OK", "end"))
     if upright:
         line = _line(name, _x(at), TOP - 4, _x(at), HIGH - FLOOR)
-        sides = [
-            _text("side", _x(at) + d, TOP - 12, w, a) for d, w, a in ((-5, f"{letter}: OK", "end"), (5, "NOK", "start"))
-        ]
-    else:
-        line = _line(name, LEFT, _y(at), WIDE - RIGHT + 4, _y(at))
-        sides = [
-            _turned("side", WIDE - 10, _y(at) + d, w, a)
-            for d, w, a in ((5, f"{letter}: OK", "end"), (-5, "NOK", "start"))
-        ]
-    return [line, *(sides if name == "threshold" else ())]
+        return [line, *(_text("side", _x(at) + d, TOP - 12, word, anchor) for d, word, anchor in sides)]
+    line = _line(name, LEFT, _y(at), WIDE - RIGHT + 4, _y(at))
+    return [line, *(_turned("side", WIDE - 10, _y(at) - d, word, anchor) for d, word, anchor in sides)]
 
 
 def _dot(part: Part, x: float, y: float, told: str, row: int | None, letter: str) -> Markup:

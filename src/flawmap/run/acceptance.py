@@ -17,12 +17,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from flawmap.errors import CalibrationError, DataError, UsageError
 from flawmap.images import folder as _folder
 from flawmap.images.decode import decode, read_mask
-from flawmap.run.evaluate import Evaluated, evaluate
+from flawmap.run.evaluate import Evaluated, judge, look, mixed, refuse_known, usable
 from flawmap.run.model import Model
 from flawmap.run.progress import progress
 from flawmap.run.recipe import write_csv, write_json
@@ -66,27 +64,38 @@ def accept(
     """`evaluate`, and beside its files `acceptance.json` and `acceptance.csv` (one row a presentation).
 
     With trials, `evaluate` judges the first presentation of every part, and so do the rates: a part counts once.
-    Raises CalibrationError for a model that gives no verdicts; DataError for pictures of unknown kind, the same file
-    given as two presentations, parts that were not all presented equally often, fewer than two trials.
+    With `skip_bad` a part with a picture that cannot be read is left out of all trials. Before anything is judged:
+    CalibrationError for a model that gives no verdicts, or whose threshold is an oracle; DataError for pictures of
+    unknown kind or that fitted or calibrated the model, the same file given as two presentations, parts that were not
+    all presented equally often, fewer than two trials at a station.
     """
-    if model.calibration is None or model.unfit:
-        raise CalibrationError(f"{model.unfit or 'the model is not calibrated'}: it gives no verdicts to be accepted")
-    how: dict[str, Any] = {"skip_bad": skip_bad, "protocol": protocol, "tsne": tsne}
+    _refuse_model(model)
     if trial_pattern is None:
-        found = evaluate(model, source, out, part_pattern=part_pattern, **how)
-        shown = _presentations(model, [(Place("", ""), e.sample, e.score) for e in found.pictures])
-        accepted = {"stations": [_station(shown)], "gauge": None, "gauge_good": None, "notes": [NO_TRIALS]}
+        samples = _folder.find(source, part_pattern=part_pattern, kind=None)
+        placed = {("", ""): [s for s in samples if s.split == "test"] or samples}
     else:
         placed = place(_folder.find(source, kind=None), trial_pattern, part_pattern)
         _refuse_unequal(placed)
-        _refuse_copies(placed)
-        first = next(iter(placed))
-        name = Path(source).name if isinstance(source, str | Path) else ""
-        found = evaluate(model, placed[first], out, name=name, **how)
-        scored = [(Place(*first), e.sample, e.score) for e in found.pictures]
-        rest = [(Place(*key), s) for key, samples in placed.items() if key != first for s in samples]
-        shown = _presentations(model, scored + _scored(model, rest, skip_bad))
-        accepted = _study(shown)
+    every = [sample for samples in placed.values() for sample in samples]
+    if unknown := [s.name for s in every if s.kind is None]:
+        raise DataError(f"{unknown[0]}: nothing says whether it is good, so nothing can be accepted on it")
+    fine, notes = usable(every, skip_bad)
+    kept = {id(sample) for sample in fine}
+    placed = {key: [s for s in samples if id(s) in kept] for key, samples in placed.items()}
+    _refuse_copies(placed)
+    refuse_known(model, fine)
+    first, *others = placed
+    hints = [] if part_pattern is None else mixed(placed[first])
+    notes += hints
+    title = Path(source).name if isinstance(source, str | Path) else "pictures"
+    found = judge(model, placed[first], notes, out, title, protocol=protocol, tsne=tsne)
+    scored = [(Place(*first), e.sample, e.score) for e in found.pictures]
+    shown = _presentations(model, scored + _scored(model, [(Place(*key), s) for key in others for s in placed[key]]))
+    if trial_pattern is None:
+        accepted = {"stations": [_station(shown)], "gauge": None, "gauge_good": None, "notes": [NO_TRIALS]}
+    else:
+        accepted = _study(shown, hints)
+    accepted["notes"] += notes
     write_json(out / "acceptance.json", {**accepted, "bundle_sha256": model.bundle.sha256})
     write_csv(out / "acceptance.csv", COLUMNS, [_row(p) for p in shown])
     return found, accepted
@@ -127,7 +136,7 @@ def place(
             s if s.mask is not None or s.good else replace(s, mask=masks.get((*key, name)))
             for s, name in zip(group, names, strict=True)
         ]
-    return dict(sorted(placed.items()))
+    return dict(sorted(placed.items(), key=lambda item: tuple(map(_natural, item[0]))))
 
 
 def in_words(accepted: dict[str, Any]) -> dict[str, str]:
@@ -194,10 +203,36 @@ def _cut(name: str, expression: re.Pattern[str]) -> tuple[tuple[str, str], str]:
     return (station, trial), "/".join([*kept, file])
 
 
+def _natural(text: str) -> tuple[list[tuple[str, int]], str]:
+    """To sort as people count: trial 9 before 10."""
+    return [(words, int(digits or 0)) for words, digits in re.findall(r"(\D*)(\d*)", text)], text
+
+
+def _refuse_model(model: Model) -> None:
+    if model.calibration is None or model.unfit:
+        raise CalibrationError(f"{model.unfit or 'the model is not calibrated'}: it gives no verdicts to be accepted")
+    if model.calibration.policy == "f1-oracle":
+        raise CalibrationError(
+            "the threshold is an F1 oracle, read off known answers, and no operating point: nothing can be accepted "
+            "with it; calibrate with another policy"
+        )
+
+
 def _refuse_unequal(placed: dict[tuple[str, str], list[Sample]]) -> None:
-    """Before anything is scored: two trials or more, and every part in each of them with as many views."""
-    if len({trial for _, trial in placed}) < 2:
-        raise DataError(f"{len(placed)} presentation of each part: agreement takes at least 2 trials")
+    """Before anything is scored: at each station the same trials, two or more, and in each every part and view."""
+    trials: dict[str, list[str]] = {}
+    for station, trial in placed:
+        trials.setdefault(station, []).append(trial)
+    begun, *_ = trials
+    for station, its in trials.items():
+        at = f"station {station}: " if station else ""
+        if len(its) < 2:
+            raise DataError(f"{at}{len(its)} presentation of each part: agreement takes at least 2 trials")
+        if its != trials[begun]:
+            raise DataError(
+                f"station {begun} has the trials {', '.join(trials[begun])}, station {station} {', '.join(its)}: "
+                "present every part equally often at each station, and number the trials alike, from 1 at each"
+            )
     views = {key: Counter(sample.part for sample in samples) for key, samples in placed.items()}
     first, *others = views
     for key in others:
@@ -219,20 +254,13 @@ def _refuse_copies(placed: dict[tuple[str, str], list[Sample]]) -> None:
                 )
 
 
-def _scored(
-    model: Model, pictures: Sequence[tuple[Place, Sample]], skip_bad: bool
-) -> list[tuple[Place, Sample, float]]:
-    fine, _ = _folder.check([sample for _, sample in pictures], skip_bad=skip_bad) if pictures else ([], [])
-    kept = {id(sample) for sample in fine}
+def _scored(model: Model, pictures: Sequence[tuple[Place, Sample]]) -> list[tuple[Place, Sample, float]]:
+    if not pictures:
+        return []
     found = []
-    with progress("inspecting again", len(fine)) as tick:
+    with progress("inspecting again", len(pictures)) as tick:
         for where, sample in pictures:
-            if id(sample) not in kept:
-                continue
-            score = model.look(sample.source)[0]
-            if not np.isfinite(score):
-                raise CalibrationError(f"{sample.name}: the score is not a number, so no verdict can be given")
-            found.append((where, sample, score))
+            found.append((where, sample, look(model, sample)[0]))
             tick(len(found))
     return found
 
@@ -241,8 +269,6 @@ def _presentations(model: Model, scored: Sequence[tuple[Place, Sample, float]]) 
     assert model.calibration is not None
     groups: dict[tuple[Place, str], list[tuple[Sample, float]]] = {}
     for where, sample, score in scored:
-        if sample.kind is None:
-            raise DataError(f"{sample.name}: nothing says whether it is good, so nothing can be accepted on it")
         groups.setdefault((where, sample.part), []).append((sample, score))
     found = []
     for (where, part), views in groups.items():
@@ -264,23 +290,24 @@ def _size(sample: Sample) -> int | None:
     return int(read_mask(sample.mask, decode(sample.source).shape[:2], sample.name).sum()) or None
 
 
-def _study(shown: Sequence[Presentation]) -> dict[str, Any]:
+def _study(shown: Sequence[Presentation], hints: Sequence[str] = ()) -> dict[str, Any]:
     """Rates of the first trial and agreement over all, of each station; gauge R&R over all stations."""
-    stations = sorted({p.place.station for p in shown})
-    trials = sorted({p.place.trial for p in shown})
+    stations = sorted({p.place.station for p in shown}, key=_natural)
+    trials = sorted({p.place.trial for p in shown}, key=_natural)
     notes = [f"rates count the first presentation of each part (trial {trials[0]}); agreement and gauge R&R count all"]
     unjudged = sum(p.judged.verdict is None for p in shown)
     if unjudged:
         raise DataError(
             f"{unjudged} of {len(shown)} presentations got no verdict (first: part "
             f"{next(p.judged.part for p in shown if p.judged.verdict is None)}): give every view that the calibration "
-            "knows, or say with part_pattern which pictures show one part"
+            f"knows, or say with part_pattern which pictures show one part{''.join(f'; {hint}' for hint in hints)}"
         )
     found = []
     for station in stations:
         here = [p for p in shown if p.place.station == station]
         said = [Decision(p.judged.part, p.place.trial, not p.judged.passed, p.judged.defective) for p in here]
         agreed = agreement(said)
+        agreed["kappa_by_trial"] = {trial: agreed["kappa_by_trial"][trial] for trial in trials}
         found.append({**_station([p for p in here if p.place.trial == trials[0]]), "agreement": agreed})
     both = {"gauge": _gauge(shown, notes), "gauge_good": _gauge([p for p in shown if not p.judged.defective], notes)}
     return {"stations": found, **both, "notes": notes}

@@ -22,7 +22,7 @@ from flawmap.run.model import load
 from flawmap.run.progress import progress, say
 from flawmap.run.shards import Job, Judge, arrow, first_errors, read_job, summary, whole
 
-FORMAT = 1
+FORMAT = 2
 MOST, MOST_WITH_MAPS, LEAST, SHARDS = 1000, 250, 16, 64  # pictures of a shard; shards wanted of a small job
 LOOK_S = 0.2  # between two looks at the workers
 MOST_EARLY = 10  # workers killed while they load, before the run gives up

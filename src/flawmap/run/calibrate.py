@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from flawmap.errors import CalibrationError, DataError, UsageError
+from flawmap.errors import BundleError, CalibrationError, DataError, UsageError
 from flawmap.images import folder as _folder
+from flawmap.run.bundle import Bundle
+from flawmap.run.export import golden_anew
 from flawmap.run.model import Model
-from flawmap.run.progress import progress
-from flawmap.run.recipe import digest
+from flawmap.run.progress import progress, say
+from flawmap.run.recipe import CALIBRATION, digest
 from flawmap.types import Sample
-from flawmap.verdict.calibration import POLICIES, Calibration, Parts, by_part
+from flawmap.verdict.calibration import POLICIES, Calibration
+from flawmap.verdict.parts import RULES, Parts, by_part, said_views
 from flawmap.verdict.policies import Costs, cost, f1_oracle, manual, no_escape
 from flawmap.verdict.regions import peak
 
+EARLIER, DEFECT = "calibration before this one", "defect"  # roles in data.jsonl, beside those of a fit
 _OF = {  # which wishes belong to which policy
     "false-alarm": {"false_alarm", "confidence"},
     "no-escape": {"margin"},
@@ -83,14 +89,13 @@ def calibrate(
 
     DataError for a picture that the model was fitted on; CalibrationError for what the parts cannot promise.
     """
-    wish = _wishes(wishes)
+    wish = _wishes(wishes, rule, defects)
     gate = _gate(min_area_px, min_area_mm2, pitch_mm)
     good, bad = _pictures(source, defects, wish.policy, part_pattern, skip_bad)
     known: dict[str, Any] = {
         "engine": model.engine.name,
         "precision": model.engine.name.split()[-1],
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "defects_sha256": digest(bad) if bad else "",
     }
     if good:
         _refuse_fitted(model, good)
@@ -101,31 +106,61 @@ def calibrate(
         parts, kept = _kept(model, per_picture, rule, gate)
         known |= kept | {"pitch_mm": pitch_mm or kept["pitch_mm"]}
     defective = None
+    bad, others = _seen_alike(bad, parts.views, parts.unit)
     if bad:
+        known |= {"set_aside": others, "defects_sha256": digest(bad)}
         how = {"kinds": [s.kind or "defect" for s in bad], "unit": parts.unit, "rule": parts.rule}
         defective = by_part([s.part for s in bad], *_look(model, bad, known["min_area_px"]), **how)
-    return recalibrated(model, _made(wish, parts, defective, known))
+    return recalibrated(model, _made(wish, parts, defective, known), good, bad)
 
 
-def recalibrated(model: Model, calibration: Calibration) -> Model:
-    """The model with this calibration; what the bundle says of it elsewhere follows."""
-    config = {**model.bundle.config, "map_typical": float(np.median(calibration.peaks))}
-    golden = [{**entry, "nok": entry["score"] > calibration.threshold} for entry in model.bundle.json("golden.json")]
+def recalibrated(
+    model: Model, calibration: Calibration, good: Sequence[Sample] = (), bad: Sequence[Sample] = ()
+) -> Model:
+    """The model with this calibration, which rests on `good` and `bad`; what the bundle says elsewhere follows."""
+    bundle = model.bundle
+    config = {**bundle.config, "map_typical": float(np.median(calibration.peaks))}
     card = model.card.split("\n\n", 2)
     files = {
+        **golden_anew(model.engine, model.intake, bundle.files, calibration),
         "calibration.json": json.dumps(calibration.to_dict(), indent=1).encode(),
         "config.json": json.dumps(config, indent=1).encode(),
-        "golden.json": json.dumps(golden, indent=1).encode(),
+        "data.jsonl": _data(bundle, good, bad),
         "card.md": "\n\n".join([card[0], calibration.sentence, *card[2:]]).encode(),
     }
-    return Model(model.bundle.replace(files), model.engine.name.split()[0].removesuffix("runtime"))
+    return Model(Bundle(files, bundle.origin), model.engine.name.split()[0].removesuffix("runtime"))
 
 
-def _wishes(given: dict[str, Any]) -> Wishes:
+def _data(bundle: Bundle, good: Sequence[Sample], bad: Sequence[Sample]) -> bytes:
+    """The bundle's list of pictures, in its order, with those of the new calibration behind it."""
+    rows = []
+    for row in _rows(bundle):
+        if row.get("role") == CALIBRATION and good:
+            row = {**row, "role": EARLIER}
+        if row.get("role") != DEFECT:
+            rows.append(row)
+    for role, samples in ((CALIBRATION, good), (DEFECT, bad)):
+        rows += [{"name": s.name, "sha256": _folder.sha256(s), "part": s.part, "role": role} for s in samples]
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+def _rows(bundle: Bundle) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in bundle.files["data.jsonl"].splitlines()]
+    except (KeyError, ValueError) as error:
+        raise BundleError(f"{bundle.origin}: data.jsonl is missing or damaged; get the bundle again") from error
+
+
+def _wishes(given: dict[str, Any], rule: str | None, defects: Any) -> Wishes:
     names = {f.name for f in fields(Wishes)}
     if unknown := sorted(given.keys() - names):
         raise UsageError(f"calibrate knows no {', '.join(unknown)}; it knows {', '.join(sorted(names))}")
-    return Wishes(**given)
+    wish = Wishes(**given)
+    if rule not in (None, *RULES):
+        raise UsageError(f"no rule {rule!r} for views; there are: {', '.join(RULES)}")
+    if defects is not None and wish.policy == "false-alarm":
+        raise UsageError("defects say nothing about false alarms: choose a policy that knows them, or leave them out")
+    return wish
 
 
 def _made(wish: Wishes, good: Parts, bad: Parts | None, known: dict[str, Any]) -> Calibration:
@@ -146,12 +181,13 @@ def _made(wish: Wishes, good: Parts, bad: Parts | None, known: dict[str, Any]) -
 
 
 def _gate(area_px: int | None, area_mm2: float | None, pitch_mm: float | None) -> int | None:
-    if pitch_mm is not None and not 0 < pitch_mm < float("inf"):
-        raise UsageError(f"a pixel of {pitch_mm} mm: give the side of a pixel on the part, above 0")
+    for value, what in ((pitch_mm, "a pixel"), (area_mm2, "a least area")):
+        if value is not None and not 1e-9 <= value <= 1e9:
+            raise UsageError(f"{what} of {value} mm (mm2): give a number above 0")
     if area_mm2 is not None:
         if area_px is not None or pitch_mm is None:
             raise UsageError("give the least area in pixels, or in mm2 together with the pitch of a pixel")
-        area_px = math.ceil(area_mm2 / pitch_mm**2 - 1e-9)
+        area_px = max(1, math.ceil(area_mm2 / pitch_mm**2 - 1e-9))
     if area_px is not None and area_px < 1:
         raise UsageError(f"a least area of {area_px} px: it is at least 1")
     return area_px
@@ -160,32 +196,76 @@ def _gate(area_px: int | None, area_mm2: float | None, pitch_mm: float | None) -
 def _pictures(
     source: Any, defects: Any, policy: str, part_pattern: str | None, skip_bad: bool
 ) -> tuple[list[Sample], list[Sample]]:
-    """Good parts and defective ones; of these all views, for a defect need not show in each."""
-    found: list[Sample] = []
-    if source is not None:
-        found = _folder.find(source, part_pattern=part_pattern)
-        if policy != "false-alarm" and any(s.split == "test" for s in found):
-            found = [s for s in found if s.split == "test"]  # there the known defects are
-        if unknown := [s.name for s in found if s.kind is None]:
-            raise DataError(f"{source}: the data does not say whether {unknown[0]} is good")
-    if defects is not None:
-        found = [*found, *(s for s in _defects(defects, part_pattern) if not s.good)]
-    broken = {s.part for s in found if not s.good}
-    good, bad = [s for s in found if s.part not in broken], [s for s in found if s.part in broken]
+    """Good parts, and defective ones with all their views, for a defect need not show in each."""
+    found: list[Sample] = [] if source is None else _folder.find(source, part_pattern=part_pattern)
+    listed = isinstance(source, str | Path) and Path(source).is_file()  # a list need not say which split a row is of
+    if policy != "false-alarm" and not listed and any(s.split == "test" for s in found):
+        found = [s for s in found if s.split == "test"]  # there the known defects are
+    if unknown := [s.name for s in found if s.kind is None]:
+        raise DataError(f"{source}: the data does not say whether {unknown[0]} is good")
+    good, bad = _apart(found)
+    if any(s.good for s in found) and not good:
+        raise DataError(f"{source}: no part is good in all its views, so none can calibrate; check the names of parts")
     if policy == "false-alarm":
         if source is not None and not good:
             raise DataError(f"{source}: no good pictures to calibrate on")
         bad = []
-    good, bad = (_folder.check(group, skip_bad=skip_bad)[0] if group else [] for group in (good, bad))
-    return list(good), list(bad)
+    if defects is not None:
+        # The same name in two places is two parts.
+        bad += [replace(s, part=f"defects: {s.part}") for s in _apart(_known(defects, part_pattern))[1]]
+    good, bad = (_whole(group, skip_bad) if group else [] for group in (good, bad))
+    _refuse_copies([*good, *bad])
+    return good, bad
 
 
-def _defects(source: Any, part_pattern: str | None) -> list[Sample]:
+def _apart(samples: Sequence[Sample]) -> tuple[list[Sample], list[Sample]]:
+    """Those of parts that are good in all views, and the others."""
+    broken = {s.part for s in samples if not s.good}
+    return [s for s in samples if s.part not in broken], [s for s in samples if s.part in broken]
+
+
+def _known(source: Any, part_pattern: str | None) -> list[Sample]:
     """Where the data names no kind, it is the folder's name."""
     found = _folder.find(source, part_pattern=part_pattern, kind=None)
     return [
         replace(s, kind=s.name.split("/")[0] if "/" in s.name else "defect") if s.kind is None else s for s in found
     ]
+
+
+def _whole(samples: Sequence[Sample], skip_bad: bool) -> list[Sample]:
+    """Those that can be read; a part that lacks a view would be judged by the views that are left, so it goes too."""
+    kept, left_out = _folder.check(samples, skip_bad=skip_bad)
+    gone = {name for name, _ in left_out}
+    lost = {s.part for s in samples if s.name in gone}
+    for name, reason in left_out:
+        say(f"left out, with all views of its part: {name}: {reason}")
+    return [s for s in kept if s.part not in lost]
+
+
+def _refuse_copies(samples: Sequence[Sample]) -> None:
+    """The same file as two parts would count twice, and as good and as defective it is one of the two."""
+    seen: dict[str, Sample] = {}
+    for sample in samples:
+        other = seen.setdefault(_folder.sha256(sample), sample)
+        if other is not sample and other.part != sample.part:
+            raise DataError(
+                f"{sample.name} and {other.name} are the same file, as parts {sample.part!r} and {other.part!r}: a "
+                "part counts once. Remove the copy, or say which pictures show one part"
+            )
+
+
+def _seen_alike(samples: Sequence[Sample], views: tuple[int, int], unit: str) -> tuple[list[Sample], int]:
+    """Of defective parts those with as many views as the good ones have, and how many others there are."""
+    if unit == "picture":  # each view stands alone, and one that shows nothing is no defect
+        return [s for s in samples if not s.good], 0
+    counts = Counter(s.part for s in samples)
+    alike = {part for part, count in counts.items() if views[0] <= count <= views[1]}
+    if samples and not alike:
+        raise DataError(
+            f"the good parts have {said_views(views)}, and no defective part has: a calibration judges parts that were "
+            "photographed alike. Give defective parts with so many views"
+        )
+    return [s for s in samples if s.part in alike], len(counts) - len(alike)
 
 
 def _kept(model: Model, per_picture: bool | None, rule: str | None, gate: int | None) -> tuple[Parts, dict[str, Any]]:
@@ -221,7 +301,7 @@ def _look(model: Model, samples: Sequence[Sample], gate: int) -> tuple[list[floa
 
 
 def _refuse_fitted(model: Model, samples: Sequence[Sample]) -> None:
-    rows = [json.loads(line) for line in model.bundle.files["data.jsonl"].splitlines()]
+    rows = _rows(model.bundle)
     fitted = {row["sha256"]: row["name"] for row in rows if row.get("role", "").startswith("fit")}
     for sample in samples:
         if (name := fitted.get(_folder.sha256(sample))) is not None:

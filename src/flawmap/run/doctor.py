@@ -27,12 +27,17 @@ def doctor(bundle: Path | None) -> tuple[dict[str, Any], bool]:
         return found, True
     model = Model(read(bundle))
     gap, flips = model.golden()
-    sound = gap <= TOLERANCE and not flips
+    same, unfit = gap <= TOLERANCE and not flips, model.unfit
+    promise = model.calibration.sentence if model.calibration else "not calibrated"
     found |= {
         "bundle": model.bundle.sha256,
         "method": model.method,
-        "promise": model.calibration.sentence if model.calibration else "not calibrated",
+        "promise": f"none that holds here: {unfit}" if unfit else promise,
         "golden pictures": f"scores within {gap:.1e} of their scale, {len(flips)} verdicts flipped",
-        "sound": "yes" if sound else f"no: calibrate again on this machine (allowed {TOLERANCE:.0e})",
+        "sound": "yes",
     }
-    return found, sound
+    if not same:
+        found["sound"] = f"no: calibrate again on this machine (allowed {TOLERANCE:.0e})"
+    elif unfit:
+        found["sound"] = f"no: {unfit}"
+    return found, same and not unfit

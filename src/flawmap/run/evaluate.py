@@ -1,7 +1,8 @@
-"""Evaluate a bundle on a test set, and calibrate it anew: torch-free, with the engine that judges at the line."""
+"""Evaluate a bundle on a test set: torch-free, with the engine that judges at the line."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flawmap.errors import CalibrationError
+from flawmap.errors import BundleError, CalibrationError, DataError
 from flawmap.images import folder as _folder
 from flawmap.images.decode import read_mask
 from flawmap.images.loco import regions
@@ -21,7 +22,7 @@ from flawmap.run.model import Model
 from flawmap.run.progress import progress
 from flawmap.run.recipe import digest, write_csv, write_json
 from flawmap.run.show import scale, test_report
-from flawmap.types import Sample, Verdict
+from flawmap.types import GOOD, Sample, Verdict
 from flawmap.verdict.bootstrap import bootstrap
 from flawmap.verdict.metrics import auroc, average_precision, fpr_at_no_escape, summary
 from flawmap.verdict.pixels import PixelMetrics
@@ -64,20 +65,36 @@ def evaluate(
 
     `name` is what the report calls the pictures, where `source` is no path. `protocol` says at what size maps and masks
     are compared; how pictures come to the network's size is the bundle's. `tsne` lays the pictures out (needs torch).
+    With `skip_bad` a part with a view that cannot be read is left out with all its views, and noted.
     """
     samples = _folder.find(source, part_pattern=part_pattern, kind=None)
-    tested = [s for s in samples if s.split == "test"] or samples
-    tested, left_out = _folder.check(tested, skip_bad=skip_bad)
+    tested, notes = usable([s for s in samples if s.split == "test"] or samples, skip_bad)
+    if part_pattern is not None:
+        notes += mixed(tested)
+    title = name or (Path(source).name if isinstance(source, (str, Path)) else "pictures")
+    return judge(model, tested, notes, out, title, protocol=protocol, tsne=tsne)
+
+
+def judge(
+    model: Model,
+    tested: Sequence[Sample],
+    notes: Sequence[str],
+    out: Path,
+    title: str,
+    *,
+    protocol: str | Protocol = "plain",
+    tsne: bool = False,
+) -> Evaluated:
+    """The work of `evaluate` on samples that were chosen and checked; `notes` is what is known of the choice."""
+    notes = [*notes, *_doubts(model, tested)]
     pixels, scored = Pixels(model, chosen(protocol)), []
     with progress("inspecting", len(tested)) as tick:
         for number, sample in enumerate(tested):
             scored.append(_score(model, sample, pixels))
             tick(number + 1)
-    notes = [f"left out: {name}: {reason}" for name, reason in left_out]
     scored = _judged(model, scored, notes)
     notes += pixels.notes()
     metrics = {**_image_metrics(scored), **pixels.result(), "seconds_per_picture": pixels.seconds / len(tested)}
-    title = name or (Path(source).name if isinstance(source, (str, Path)) else "pictures")
     evaluated = Evaluated(title, scored, metrics, notes, _laid_out(model, tested) if tsne else None)
     out.mkdir(parents=True, exist_ok=True)
     head = ["name", "part", "kind", "score", "peak", "verdict", "p_value"]
@@ -86,6 +103,79 @@ def evaluate(
     write_json(out / "metrics.json", {**metrics, "notes": notes, **about})
     test_report(model, evaluated, out / "report.html")
     return evaluated
+
+
+def usable(samples: Sequence[Sample], skip_bad: bool) -> tuple[list[Sample], list[str]]:
+    """The samples that can be judged, and notes; everything is decoded, so that work does not stop half way.
+
+    A part is judged by all its views (and in a study by all presentations): where one cannot be read, with `skip_bad`
+    all of the part is left out, and no defect passes because only its other views were seen. DataError: a picture that
+    cannot be read without `skip_bad`, or no part is left.
+    """
+    fine, bad = _folder.check(samples, skip_bad=skip_bad)
+    if not bad:
+        return fine, []
+    notes = [f"left out: {name}: {reason}" for name, reason in bad]
+    broken = {name for name, _ in bad}
+    parts = dict.fromkeys(s.part for s in samples if s.name in broken)
+    for part in parts:
+        others = sum(s.part == part for s in fine)
+        if others:
+            notes.append(f"left out: part {part}: a picture of it cannot be read, so none of it counts ({others} more)")
+    kept = [s for s in fine if s.part not in parts]
+    if not kept:
+        raise DataError("\n".join(["every part has a picture that cannot be read; mend them:", *notes[:20]]))
+    return kept, notes
+
+
+def mixed(samples: Sequence[Sample]) -> list[str]:
+    """A note where a pattern put pictures of several kinds into one part: mostly the same number in other folders."""
+    kinds: dict[str, set[str]] = {}
+    for sample in samples:
+        if sample.kind is not None:
+            kinds.setdefault(sample.part, set()).add(sample.kind)
+    parts = [part for part, found in kinds.items() if len(found) > 1]
+    if not parts:
+        return []
+    found = kinds[parts[0]]
+    what = "good and defective pictures" if GOOD in found else f"pictures of {' and '.join(sorted(found))}"
+    more = f" (and {len(parts) - 1} parts more)" if len(parts) > 1 else ""
+    return [f"part {parts[0]} has {what}{more}: is the part pattern too short?"]
+
+
+def known(model: Model, samples: Sequence[Sample]) -> list[tuple[Sample, str]]:
+    """Those of the samples, by SHA-256, that fitted or calibrated the model, and their role in it."""
+    try:
+        rows = [json.loads(line) for line in model.bundle.files.get("data.jsonl", b"").splitlines()]
+        roles = {row["sha256"]: row["role"] for row in rows if "role" in row}
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(f"{model.bundle.origin}: data.jsonl is damaged; get the bundle again") from error
+    pairs = ((sample, roles.get(_folder.sha256(sample))) for sample in samples)
+    return [(sample, role) for sample, role in pairs if role is not None]
+
+
+def refuse_known(model: Model, samples: Sequence[Sample]) -> None:
+    """Of a study that someone signs. DataError: names the picture and its role."""
+    if found := known(model, samples):
+        sample, role = found[0]
+        more = f", as were {len(found) - 1} more of the pictures" if len(found) > 1 else ""
+        raise DataError(
+            f"{sample.name}: this very picture was used to make the model (role {role!r}){more}: rates on it are too "
+            "good to be accepted; give parts that the model has not seen, or evaluate without --acceptance"
+        )
+
+
+def _doubts(model: Model, samples: Sequence[Sample]) -> list[str]:
+    """What makes the rates look better than the line will be."""
+    doubts = []
+    if model.calibration is not None and model.calibration.policy == "f1-oracle":
+        doubts.append(
+            "the threshold is an F1 oracle, read off known answers: its rates are those of no operating point"
+        )
+    if found := len(known(model, samples)):
+        are = "was" if found == 1 else "were"
+        doubts.append(f"{found} of the pictures {are} used to fit or calibrate this model: rates on them are too good")
+    return doubts
 
 
 def _laid_out(model: Model, samples: Sequence[Sample]) -> np.ndarray:
@@ -177,18 +267,22 @@ class Pixels:
         return {**self.metrics.result(), **words}
 
 
-def _score(model: Model, sample: Sample, pixels: Pixels | None) -> Scored:
-    begun = time.monotonic()
+def look(model: Model, sample: Sample) -> tuple[float, np.ndarray, tuple[int, int]]:
+    """`Model.look`, where neither score nor map may be NaN: CalibrationError."""
     score, map, size = model.look(sample.source)
-    whole = model.over(map, size)
-    if pixels is not None:
-        pixels.seconds += time.monotonic() - begun
     if not np.isfinite(score) or not np.isfinite(map).all():
         raise CalibrationError(f"{sample.name}: the score or the map is not a number, so no verdict can be given")
-    if pixels is not None and sample.kind is not None:
+    return score, map, size
+
+
+def _score(model: Model, sample: Sample, pixels: Pixels) -> Scored:
+    begun = time.monotonic()
+    score, map, size = look(model, sample)
+    whole = model.over(map, size)
+    pixels.seconds += time.monotonic() - begun
+    if sample.kind is not None:
         pixels.add(sample, map, whole)
-    small = None if pixels is None else codes(whole, scale(model))
-    return Scored(sample, score, float(whole.max()), small=small)
+    return Scored(sample, score, float(whole.max()), small=codes(whole, scale(model)))
 
 
 def _judged(model: Model, scored: list[Scored], notes: list[str]) -> list[Scored]:
@@ -208,11 +302,11 @@ def _judged(model: Model, scored: list[Scored], notes: list[str]) -> list[Scored
             judged[part] = model.judge([v.score for v in views])
         except CalibrationError:
             refused += 1
-            judged[part] = (max(v.score for v in views), None, None)
+            judged[part] = (model.calibration.score([v.score for v in views]), None, None)
     if refused:
         low, high = model.calibration.views
-        known = f"{low}" if low == high else f"{low} to {high}"
-        notes.append(f"{refused} of {len(parts)} parts got no verdict: the calibration judges parts of {known} views")
+        count = f"{low}" if low == high else f"{low} to {high}"
+        notes.append(f"{refused} of {len(parts)} parts got no verdict: the calibration judges parts of {count} views")
     found = []
     for entry in scored:
         score, verdict, p_value = judged[entry.sample.part]
@@ -222,17 +316,17 @@ def _judged(model: Model, scored: list[Scored], notes: list[str]) -> list[Scored
 
 def _image_metrics(scored: Sequence[Scored]) -> dict[str, Any]:
     """AUROC and AP count pictures, as the field does; escapes and false alarms count parts that got a verdict."""
-    known = [e for e in scored if e.sample.kind is not None]
-    if not known:
+    told = [e for e in scored if e.sample.kind is not None]
+    if not told:
         return {"pictures": len(scored), "why_no_metrics": "the data does not say which pictures are good"}
-    defect = [not e.sample.good for e in known]
-    scores = [e.score for e in known]
-    parts = _by_part(known)
+    defect = [not e.sample.good for e in told]
+    scores = [e.score for e in told]
+    parts = _by_part(told)
     judged = [p for p in parts if p.verdict is not None]
     by_part = summary([p.score for p in parts], [p.sample.kind for p in parts])
     found = {**by_part, "part_auroc": by_part["i_auroc"], "pictures": len(scored), "parts": len(parts)}
     found |= {"i_auroc": auroc(scores, defect), "i_ap": average_precision(scores, defect)}
-    bounds = bootstrap(scores, defect, [e.sample.part for e in known])
+    bounds = bootstrap(scores, defect, [e.sample.part for e in told])
     found |= dict(zip(("i_auroc_low", "i_auroc_high"), bounds or (None, None), strict=True))
     found["fpr_at_no_escape_oracle"] = fpr_at_no_escape([p.score for p in parts], [not p.sample.good for p in parts])
     if judged:

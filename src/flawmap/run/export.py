@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ import numpy as np
 from flawmap.errors import GateError
 from flawmap.images.decode import Intake, decode
 from flawmap.run.engine import TOLERANCE, Engine
-from flawmap.types import Prediction
+from flawmap.types import Prediction, Verdict
 from flawmap.verdict.calibration import Calibration
 
 GOLDEN_BYTES = 2**21  # a larger picture is thinned before it is carried along in the bundle
+LEAST_SCALE = 1e-12  # what a score scale is at least where something is divided by it
 
 
 @dataclass(frozen=True)
@@ -64,24 +66,24 @@ def gate(
     images = [intake(picture.content)[0][None] for picture in golden]
     found = [(_one(trained(image)), _one(exported(image))) for image in images]
     if calibration:
-        scale, least = max(calibration.scale, 1e-12), abs(calibration.map_threshold)
+        scale, least = max(calibration.scale, LEAST_SCALE), abs(calibration.map_threshold)
     else:  # nothing says where good ends: the scales are those of a picture that is plainly not good
         spoilt = [_one(trained(_spoilt(image))) for image in images]
-        scale = max([abs(one.score) for one in spoilt] + [1e-12])
+        scale = max([abs(one.score) for one in spoilt] + [LEAST_SCALE])
         least = max([float(np.abs(one.map).max()) for one in spoilt] + [0.0])
     for picture, (ours, theirs) in zip(golden, found, strict=True):
         map_scale = max(least, float(np.abs(ours.map).max()), 1e-12)
         score_gap = abs(ours.score - theirs.score) / scale
         map_gap = float(np.abs(ours.map - theirs.map).max()) / map_scale
         worst_score, worst_map = max(worst_score, score_gap), max(worst_map, map_gap)
-        nok = [bool(calibration and found.score > calibration.threshold) for found in (ours, theirs)]
-        if not score_gap <= TOLERANCE or not map_gap <= TOLERANCE or nok[0] != nok[1]:
+        flips = judged_alone(ours.score, calibration) != judged_alone(theirs.score, calibration)
+        if not score_gap <= TOLERANCE or not map_gap <= TOLERANCE or flips:
             raise GateError(
                 f"{picture.name}: {trained.name} says {ours.score:.6f} and {exported.name} says {theirs.score:.6f} "
                 f"(difference {score_gap:.1e} of the scale, map {map_gap:.1e}; allowed {TOLERANCE:.0e}"
-                f"{', and the verdict flips' if nok[0] != nok[1] else ''}): the bundle is not written"
+                f"{', and the verdict flips' if flips else ''}): the bundle is not written"
             )
-        entries.append({"name": picture.name, "score": theirs.score, "peak": float(theirs.map.max()), "nok": nok[1]})
+        entries.append(_entry(picture.name, theirs, calibration))
     return {
         "engines": [trained.name, exported.name],
         "tolerance": TOLERANCE,
@@ -99,29 +101,80 @@ def _spoilt(image_B3HW: np.ndarray) -> np.ndarray:
     return spoilt
 
 
+def judged_alone(score: float, calibration: Calibration | None) -> Verdict | None:
+    """Of one picture, by the thresholds alone, whatever the number of views a part has; None: not calibrated."""
+    if calibration is None:
+        return None
+    if score > calibration.threshold:
+        return Verdict.NOK
+    review = calibration.review_threshold
+    return Verdict.REVIEW if review is not None and score > review else Verdict.OK
+
+
+def flipped(entry: Mapping[str, Any], verdict: Verdict | None) -> bool:
+    """Whether a verdict is another than golden.json says; entries of old bundles know only whether it was NOK."""
+    return (verdict == Verdict.NOK) != entry["nok"] or verdict != entry.get("verdict", verdict)
+
+
 def golden(
     sources: Sequence[Path | np.ndarray], engine: Engine, intake: Intake, calibration: Calibration | None
 ) -> list[Golden]:
-    """A few pictures as they came, and two that were made to stand next to the threshold."""
+    """A few pictures as they came, and for each threshold two that were made to stand next to it."""
     found = [carried(f"good-{number}", source) for number, source in enumerate(sources)]
-    if calibration is None:
-        return found
-    for source in sources:
-        near = near_threshold(engine, intake, thinned(source), calibration.threshold)
-        if near:
-            return found + near
+    return found + (_near(engine, intake, sources, calibration) if calibration else [])
+
+
+def golden_anew(
+    engine: Engine, intake: Intake, files: Mapping[str, bytes], calibration: Calibration
+) -> dict[str, bytes]:
+    """All files of a bundle, with the golden ones made anew for another calibration by the engine at hand.
+
+    The good pictures stay; those next to the old thresholds go, and others are made next to the new ones where a fading
+    crosses them. golden.json says what the engine finds in each. GateError: its score or map is not a finite number.
+    """
+    old = [Golden(name.removeprefix("golden/"), files[name]) for name in files if name.startswith("golden/")]
+    good = [picture for picture in old if PurePosixPath(picture.name).stem not in _NEAR]
+    pictures = good + _near(engine, intake, [picture.content for picture in good], calibration)
+    entries = []
+    for picture in pictures:
+        found = _one(engine(intake(picture.content)[0][None]))
+        if not (np.isfinite(found.score) and np.isfinite(found.map).all()):
+            raise GateError(f"golden picture {picture.name}: {engine.name} finds no finite score and map of it")
+        entries.append(_entry(picture.name, found, calibration))
+    others = {name: content for name, content in files.items() if not name.startswith("golden/")}
+    return {**others, **entries_of(pictures), "golden.json": json.dumps(entries, indent=1).encode()}
+
+
+def _entry(name: str, found: Prediction, calibration: Calibration | None) -> dict[str, Any]:
+    """What golden.json says of a picture; `nok` is there for readers that know no `verdict`."""
+    verdict = judged_alone(found.score, calibration)
+    peak = float(found.map.max())
+    return {"name": name, "score": found.score, "peak": peak, "nok": verdict == Verdict.NOK, "verdict": verdict}
+
+
+def _near(engine: Engine, intake: Intake, sources: Sequence[Any], calibration: Calibration) -> list[Golden]:
+    """A pair at each threshold, made of the first picture whose fading crosses it."""
+    found: list[Golden] = []
+    wanted = {"threshold": calibration.threshold}
+    if calibration.review_threshold is not None:
+        wanted["review"] = calibration.review_threshold
+    for what, threshold in wanted.items():
+        for source in sources:
+            if near := near_threshold(engine, intake, thinned(source), threshold, what):
+                found += near
+                break
     return found
 
 
 def export_bundle(path: Path, out: Path) -> dict[str, str]:
     """The graph made anew from the bundle's weights, through the gate, with what it takes to use it elsewhere."""
-    import json
-
     from flawmap.run.bundle import read
     from flawmap.run.engine import OnnxEngine, TorchEngine
     from flawmap.run.model import Model
 
     model = Model(read(path))
+    if model.unfit:
+        raise GateError(f"{path}: {model.unfit}, with flawmap calibrate; nothing is written")
     trained = TorchEngine.from_bundle(model.bundle.config, model.bundle.files["weights.safetensors"])
     graph = to_onnx(trained.detector)
     golden = [
@@ -158,7 +211,7 @@ def carried(name: str, source: Path | np.ndarray) -> Golden:
     return Golden(f"{name}.png", _png(thinned(source)))
 
 
-def thinned(source: Path | np.ndarray) -> np.ndarray:
+def thinned(source: Path | np.ndarray | bytes) -> np.ndarray:
     """Every pixel of a picture, or every second, fourth ... in both directions until its PNG is small enough."""
     pixels = decode(source)
     while len(_png(pixels)) > GOLDEN_BYTES:
@@ -166,7 +219,12 @@ def thinned(source: Path | np.ndarray) -> np.ndarray:
     return pixels
 
 
-def near_threshold(engine: Engine, intake: Intake, source: Any, threshold: float) -> list[Golden]:
+_NEAR = tuple(f"{where}-{what}" for what in ("threshold", "review") for where in ("below", "above"))
+
+
+def near_threshold(
+    engine: Engine, intake: Intake, source: Any, threshold: float, what: str = "threshold"
+) -> list[Golden]:
     """A good picture disturbed until its score stands as close below and above the threshold as 8 or 16 bits allow.
 
     A block in the middle is faded into its negative; the fading is bisected. Empty when no fading crosses.
@@ -189,7 +247,7 @@ def near_threshold(engine: Engine, intake: Intake, source: Any, threshold: float
     for _ in range(16):
         middle = (low + high) / 2
         low, high = (low, middle) if score(middle) > threshold else (middle, high)
-    return [Golden(f"{where}-threshold.png", _png(faded(share))) for where, share in (("below", low), ("above", high))]
+    return [Golden(f"{where}-{what}.png", _png(faded(share))) for where, share in (("below", low), ("above", high))]
 
 
 def _one(found: Prediction) -> Prediction:

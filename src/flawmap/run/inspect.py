@@ -17,6 +17,8 @@ from flawmap.images.folder import find
 from flawmap.run.model import Model
 from flawmap.types import Inspection, Sample, Verdict
 
+ORACLE = "its threshold is an oracle: read off the answers, no operating point"
+
 
 def inspect(
     model: Model,
@@ -28,7 +30,9 @@ def inspect(
     as_json: bool = False,
 ) -> int:
     """Prints every part's verdict; returns the exit code: 0, or that of the first part that could not be judged."""
-    code = 0
+    code, policy = 0, model.calibration.policy if model.calibration else None
+    if policy == "f1-oracle":
+        print(f"flawmap: {model.bundle.origin}: {ORACLE}", file=sys.stderr)
     for part, views in _parts(sources, part_pattern).items():
         try:
             found = model.inspect_part([s.source for s in views], names=[s.name for s in views], part=part)
@@ -37,9 +41,9 @@ def inspect(
             code = code or error.exit_code
             print(f"flawmap: {part}: no verdict: {error}", file=sys.stderr)
             if as_json:
-                print(json.dumps({"part": part, "verdict": None, "error": str(error)}), flush=True)
+                print(json.dumps({"part": part, "verdict": None, "policy": policy, "error": str(error)}), flush=True)
             continue
-        print(json.dumps(_entry(found)) if as_json else _line(found), flush=True)
+        print(json.dumps(_entry(found, policy)) if as_json else _line(found), flush=True)
     return code
 
 
@@ -66,10 +70,11 @@ def _line(found: Inspection) -> str:
     return f"{verdict:<4} {found.score:10.4f}{p_value}  {found.part}{regions}"
 
 
-def _entry(found: Inspection) -> dict[str, Any]:
+def _entry(found: Inspection, policy: str | None) -> dict[str, Any]:
     return {
         "part": found.part,
         "verdict": found.verdict,
+        "policy": policy,
         "score": found.score,
         "p_value": found.p_value,
         "threshold": found.threshold,

@@ -12,6 +12,7 @@ from flawmap.errors import BundleError, CalibrationError, GateError, UsageError
 from flawmap.images.decode import Intake
 from flawmap.run.bundle import Bundle, read
 from flawmap.run.engine import TOLERANCE, Engine, OnnxEngine, OpenVinoEngine, TorchEngine
+from flawmap.run.export import LEAST_SCALE, flipped, judged_alone
 from flawmap.types import Inspection, Region, Verdict
 from flawmap.verdict.calibration import Calibration
 from flawmap.verdict.regions import regions
@@ -61,9 +62,9 @@ class Model:
         gaps, flips = [0.0], []
         for entry in self.bundle.json("golden.json"):
             score, _, _ = self.look(self.bundle.files[f"golden/{entry['name']}"])
-            scale = self.calibration.scale if self.calibration else max(abs(entry["score"]), 1e-12)
-            gaps.append(abs(score - entry["score"]) / scale)
-            if self.calibration and (score > self.calibration.threshold) != entry["nok"]:
+            scale = self.calibration.scale if self.calibration else abs(entry["score"])
+            gaps.append(abs(score - entry["score"]) / max(scale, LEAST_SCALE))
+            if flipped(entry, judged_alone(score, self.calibration)):
                 flips.append(entry["name"])
         return float(np.max(gaps)), flips  # NaN stays NaN, which is within nothing
 
@@ -158,6 +159,8 @@ class Model:
     @property
     def card(self) -> str:
         """What the model is and promises, as Markdown."""
+        if "card.md" not in self.bundle.files:
+            raise BundleError(f"{self.bundle.origin}: card.md is missing; get the bundle again")
         return self.bundle.files["card.md"].decode()
 
     def __repr__(self) -> str:

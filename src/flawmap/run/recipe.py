@@ -25,6 +25,10 @@ from flawmap.images.loco import regions as saturating
 from flawmap.run.progress import say
 from flawmap.types import Sample
 
+# What a picture was for, in data.jsonl: all that begins with "fit" was learnt from.
+FIT, SCALE, CALIBRATION = "fit", "fit: scale of the maps", "calibration"
+CROSSED = "fit and calibration (cross-fitted)"
+
 
 @dataclass(frozen=True)
 class Recipe:

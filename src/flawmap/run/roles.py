@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from flawmap.detectors.base import Detector
 from flawmap.images.split import split
 from flawmap.run.progress import say
-from flawmap.run.recipe import Recipe
+from flawmap.run.recipe import CALIBRATION, CROSSED, FIT, SCALE, Recipe
 from flawmap.types import Sample
 from flawmap.verdict.rates import check_rate, least_parts, rank
 
-FIT, SCALE, CALIBRATION = "fit", "fit: scale of the maps", "calibration"
-CROSSED = "fit and calibration (cross-fitted)"
 SCALES = 0.1  # of the parts that fit, where the method scales its maps by pictures that it did not learn from
 LEAST_TO_SCALE = 10  # with fewer parts none can be spared
 

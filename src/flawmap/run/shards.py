@@ -231,7 +231,13 @@ def _judged(found: Inspection) -> list[dict[str, Any]]:
             "p_value": found.p_value,
             "threshold": found.threshold,
             "regions": [
-                {"box": list(r.box), "area_px": r.area_px, "centroid": list(r.centroid), "peak": r.peak}
+                {
+                    "box": list(r.box),
+                    "area_px": r.area_px,
+                    "area_mm2": r.area_mm2,
+                    "centroid": list(r.centroid),
+                    "peak": r.peak,
+                }
                 for r in regions
             ],
             "error": None,
@@ -245,6 +251,7 @@ def _schema(pa: Any, maps: bool) -> Any:
         [
             ("box", pa.list_(pa.int32())),
             ("area_px", pa.int64()),
+            ("area_mm2", pa.float64()),
             ("centroid", pa.list_(pa.float64())),
             ("peak", pa.float64()),
         ]

@@ -17,9 +17,10 @@ from flawmap.report.heatmap import Scale, anchored
 from flawmap.report.page import Gallery, Picture, Report, Scored, write
 from flawmap.report.parts import picks
 from flawmap.run.bundle import given
+from flawmap.run.export import judged_alone
 from flawmap.run.model import Model
 from flawmap.run.nearest import crop, nearest
-from flawmap.types import GOOD, Sample, Verdict
+from flawmap.types import GOOD, Sample
 
 if TYPE_CHECKING:
     from flawmap.run.evaluate import Evaluated
@@ -75,18 +76,22 @@ def test_report(model: Model, evaluated: Evaluated, path: Path) -> Path:
 
 def bundle_report(model: Model, path: Path) -> Path:
     """What a bundle is and promises, from the bundle alone: with the pictures it carries to check itself."""
-    pictures = []
+    pictures, calibration, unfit = [], model.calibration, model.unfit
     for entry in model.bundle.json("golden.json"):
         content = model.bundle.files[f"golden/{entry['name']}"]
         score, map = model.predict(content)
-        verdict = None if model.calibration is None else Verdict.NOK if entry["nok"] else Verdict.OK
+        verdict = None if unfit else judged_alone(score, calibration)
         pictures.append(Picture(entry["name"], entry["name"], None, score, verdict, decode(content), map))
-    note = "Carried along to check the engine; two were disturbed until they stood next to the threshold."
+    note = "Carried along to check the engine."
+    if any(picture.name.startswith("below-") for picture in pictures):
+        note = f"{note[:-1]}; some were disturbed until they stood next to a threshold."
+    if calibration and unfit:  # as the model refuses to judge, so the page promises nothing
+        calibration = replace(calibration, sentence=f"No promise and no verdict: {unfit}.")
     report = Report(
         title=_title(model),
         subtitle="what the bundle is and promises",
         scale=scale(model),
-        calibration=model.calibration,
+        calibration=calibration,
         galleries=[Gallery("Golden pictures", pictures, note)] if pictures else [],
         facts=facts(model),
     )
@@ -114,6 +119,7 @@ def facts(model: Model) -> list[tuple[str, list[tuple[str, Any]]]]:
             ("good parts, pictures", f"{c.parts}, {c.images}"),
             ("views a part", views),
             ("threshold", f"{c.threshold:.6g}"),
+            *([] if c.review_threshold is None else [("review above", f"{c.review_threshold:.6g}")]),
             ("map threshold", f"{c.map_threshold:.6g}"),
             ("scores from", "cross-fitting" if c.cross_fitted else "parts held out of fitting"),
             *([("known defective parts", len(c.defect_scores))] if c.defect_scores else []),
@@ -146,8 +152,7 @@ def _title(model: Model) -> str:
 
 def _good(model: Model, entry: Any, maps: Mapping[str, np.ndarray]) -> Picture:
     s = entry.sample
-    nok = model.calibration and entry.score > model.calibration.threshold
-    verdict = None if model.calibration is None else Verdict.NOK if nok else Verdict.OK
+    verdict = judged_alone(entry.score, model.calibration)
     image = decode(s.source)
     return Picture(
         s.name, s.part, GOOD, entry.score, verdict, image, model.over(maps[s.name].astype(np.float32), image.shape[:2])

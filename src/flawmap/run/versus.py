@@ -6,39 +6,26 @@ paired: each part is its own control, so that what is hard for both says nothing
 
 from __future__ import annotations
 
-import csv
-import json
-import math
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flawmap.errors import DataError, UsageError
 from flawmap.report.versus import Change, Estimate, Kind, Pair, Part, Rate, Run, Versus, write
-from flawmap.report.versus_plots import EXACT, LETTERS, THIN, auroc_text, p_value, signed
+from flawmap.report.versus_plots import EXACT, LETTERS, THIN, auroc_text, p_value, share_of, signed
+from flawmap.run.versus_read import Evaluation, common, names, read
 from flawmap.types import GOOD, Verdict
 from flawmap.verdict.bootstrap import bootstrap, paired
 from flawmap.verdict.metrics import auroc
 from flawmap.verdict.rates import clopper_pearson
 
-COLUMNS = ("name", "part", "kind", "score", "verdict")
-LEVEL = 0.05
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    part: str
-    kind: str | None
-    score: float
-    verdict: Verdict | None  # its part's
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    name: str
-    pictures: Mapping[str, Picture]  # by name
-    metrics: Mapping[str, Any]
+ORACLE = "F1 oracle, read off known answers"  # a note of run/evaluate.py, too
+EFFECTS = ("newly wrong", "to review", "changed", "from review", "mended")  # in the order of the list
+Wrong = tuple[bool, bool, bool]  # of a part: wrong before, wrong after, for review after
+LEVEL = 0.05  # of all comparisons of a page together: each of k is held against LEVEL / k (Bonferroni)
+USED = re.compile(r"\d+ of the pictures (?:was|were) used to fit or calibrate this model")  # run/evaluate.py notes it
 
 
 def report(folders: Sequence[Path], out: Path, *, shared: bool = False) -> dict[str, Any]:
@@ -55,10 +42,15 @@ def in_words(found: Mapping[str, Any]) -> dict[str, str]:
     """The same for a person's table."""
     words = {"parts": f"{found['parts']}, of them {found['good']} good and {found['defective']} defective"}
     for run in found["runs"]:
+        if run["doubts"]:
+            words[f"beware of {run['letter']}"] = " ".join(run["doubts"])
+    for run in found["runs"]:
         told = [run["name"]]
         for key, what in (("escapes", "defective parts escape"), ("false_alarms", "good parts refused")):
             if (rate := run[key]) is not None:
                 told.append(f"{rate['count']} of {rate['n']} {what}")
+        if run["reviews"]:
+            told.append(f"{run['reviews']} of {run['judged']} parts for review")
         told.append(f"part AUROC {auroc_text(run['part_auroc']['value'])}")
         words[run["letter"]] = ", ".join(told)
     for pair in found["pairs"]:
@@ -88,109 +80,6 @@ def versus(folders: Sequence[Path], *, shared: bool = False) -> Versus:
     pairs = [_pair(i, evaluations, parts, pictures) for i in range(1, len(evaluations))]
     notes += _notes(runs, evaluations, parts, whole)
     return Versus(runs, pairs, _kinds(parts, len(runs)), parts, len(pictures), notes)
-
-
-def names(paths: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart, less what they end on together."""
-    for count in range(1, max(len(path.parts) for path in paths) + 1):
-        ends = [path.parts[-count:] for path in paths]
-        if len(set(ends)) == len(ends):
-            break
-    while all(len(end) > 1 for end in ends) and len({end[-1] for end in ends}) == 1:
-        ends = [end[:-1] for end in ends]
-    return ["/".join(end) for end in ends]
-
-
-def read(folder: Path, name: str) -> Evaluation:
-    """What `flawmap evaluate` left in a folder. DataError where that is not there, torn, or no number."""
-    try:
-        with (folder / "scores.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = list(csv.DictReader(file))
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8", errors="surrogateescape"))
-    except (OSError, ValueError, csv.Error) as error:
-        what = getattr(error, "strerror", None) or error
-        raise DataError(
-            f"{folder}: no evaluation can be read ({what}); give folders that flawmap evaluate wrote"
-        ) from error
-    if not rows or not set(COLUMNS) <= rows[0].keys() or not isinstance(metrics, dict):
-        raise DataError(f"{folder}: scores.csv has no pictures or lacks one of {', '.join(COLUMNS)}; evaluate again")
-    pictures: dict[str, Picture] = {}
-    for number, row in enumerate(rows):
-        where = f"{folder / 'scores.csv'}, line {number + 2}"
-        try:
-            picture = Picture(
-                row["part"],
-                row["kind"] or None,
-                float(row["score"]),
-                Verdict(row["verdict"]) if row["verdict"] else None,
-            )
-        except (TypeError, ValueError) as error:
-            raise DataError(f"{where}: {error}; evaluate again") from error
-        if not math.isfinite(picture.score):
-            raise DataError(f"{where}: the score is {row['score']}, not a finite number; nothing can be compared")
-        if row["name"] in pictures:
-            raise DataError(f"{where}: {row['name']} stands there twice; evaluate again")
-        pictures[row["name"]] = picture
-    return Evaluation(name, pictures, metrics)
-
-
-def common(evaluations: Sequence[Evaluation], shared: bool) -> tuple[dict[str, list[str]], list[str]]:
-    """Part -> its pictures, as the baseline orders them, of the parts that all runs have alike; and what was left out.
-
-    DataError, naming the first difference, unless `shared`; and where no part is common.
-    """
-    grouped = [_grouped(e) for e in evaluations]
-    differs: dict[str, str] = {}
-    for letter, e, group in zip(LETTERS[1:], evaluations[1:], grouped[1:], strict=False):
-        for part in sorted(grouped[0].keys() | group.keys()):
-            if part not in differs and (why := _difference(part, grouped[0], group, letter)):
-                differs[part] = f"{why} (A is {evaluations[0].name}, {letter} is {e.name})"
-    kept = {part: list(pictures) for part, pictures in grouped[0].items() if part not in differs}
-    if not differs:
-        return kept, []
-    first = differs[min(differs)]
-    if not shared:
-        raise DataError(
-            f"the evaluations are not of the same data: {first}; {len(differs)} parts differ. Evaluate all on the same "
-            "pictures, or compare what they have in common with --shared"
-        )
-    if not kept:
-        raise DataError(f"the evaluations have no part in common: {first}")
-    every = len(kept) + len(differs)
-    return kept, [
-        f"{len(differs)} of {every} parts were left out, since not all runs have them with the same pictures and kinds "
-        f"({', '.join(_missing(letter, group, differs) for letter, group in zip(LETTERS, grouped, strict=False))}). "
-        f"First: {first}"
-    ]
-
-
-def _missing(letter: str, group: Mapping[str, Any], differs: Mapping[str, str]) -> str:
-    return f"{letter} lacks {sum(part not in group for part in differs)}"
-
-
-def _grouped(e: Evaluation) -> dict[str, dict[str, str | None]]:
-    """Part -> picture -> kind."""
-    found: dict[str, dict[str, str | None]] = {}
-    for name, picture in e.pictures.items():
-        found.setdefault(picture.part, {})[name] = picture.kind
-    return found
-
-
-def _difference(part: str, first: Mapping[str, Any], other: Mapping[str, Any], letter: str) -> str | None:
-    """In words; None where a part is the same in both."""
-    sides = ((first, other, letter), (other, first, "A"))
-    for has, lacks, who in sides:
-        if part not in lacks:
-            return f"{who} lacks the part {part} ({next(iter(has[part]))})"
-    for has, lacks, who in sides:
-        if missing := next((name for name in has[part] if name not in lacks[part]), None):
-            return f"{who} lacks the picture {missing} of the part {part}"
-    for name, kind in first[part].items():
-        if kind != other[part][name]:
-            return (
-                f"{name} is {kind or 'of unknown kind'} in A and {other[part][name] or 'of unknown kind'} in {letter}"
-            )
-    return None
 
 
 def _part(name: str, pictures: Sequence[str], evaluations: Sequence[Evaluation]) -> Part:
@@ -227,9 +116,26 @@ def _labelled(e: Evaluation, pictures: Sequence[str]) -> tuple[list[float], list
     return [p.score for p in known], [p.kind != GOOD for p in known], [p.part for p in known]
 
 
+def _doubts(e: Evaluation, whole: bool) -> list[str]:
+    """Why its verdicts, or its figures, look better than the line will be; sentences."""
+    policy, found = (e.metrics.get("calibration") or {}).get("policy"), []
+    for note in filter(_used, e.metrics.get("notes", ())):
+        found.append(f"{note}{'' if whole else ' (counted over its whole evaluation)'}.")
+    if policy == "f1-oracle":
+        found.append(f"Its threshold is an {ORACLE}: it is no operating point and promises nothing.")
+    if policy == "manual":
+        found.append("Its threshold was set by hand: it promises nothing.")
+    return found
+
+
+def _used(note: str) -> bool:
+    return USED.match(note) is not None
+
+
 def _run(i: int, e: Evaluation, parts: Sequence[Part], pictures: Sequence[str], whole: bool) -> Run:
     """Figures of the compared parts; those of pixels and time are of the whole evaluation."""
     known = [part for part in parts if part.kind is not None]
+    looked = [part for part in parts if part.verdicts[i] == Verdict.REVIEW]
     scores, defect, of_part = _labelled(e, pictures)
     by_part = [p.scores[i] for p in known], [p.kind != GOOD for p in known]
     told, calibration = e.metrics, e.metrics.get("calibration") or {}
@@ -243,7 +149,10 @@ def _run(i: int, e: Evaluation, parts: Sequence[Part], pictures: Sequence[str], 
         review_threshold=calibration.get("review_threshold"),
         escapes=_rate([part for part in known if part.kind != GOOD], i),
         false_alarms=_rate([part for part in known if part.kind == GOOD], i),
-        reviews=sum(part.verdicts[i] == Verdict.REVIEW for part in parts),
+        reviews=len(looked),
+        reviews_good=sum(part.kind == GOOD for part in looked),
+        reviews_defective=sum(part.kind not in (GOOD, None) for part in looked),
+        judged=sum(part.verdicts[i] is not None for part in parts),
         undecided=sum(part.verdicts[i] is None for part in parts),
         part_auroc=Estimate(auroc(*by_part), *(bootstrap(*by_part, [p.name for p in known]) or ())),
         picture_auroc=Estimate(auroc(scores, defect), *(bootstrap(scores, defect, of_part) or ())),
@@ -253,60 +162,105 @@ def _run(i: int, e: Evaluation, parts: Sequence[Part], pictures: Sequence[str], 
         protocol=told.get("protocol"),
         bundle_sha256=told.get("bundle_sha256"),
         pictures_sha256=told.get("pictures_sha256"),
+        doubts=_doubts(e, whole),
     )
 
 
 def _pair(i: int, evaluations: Sequence[Evaluation], parts: Sequence[Part], pictures: Sequence[str]) -> Pair:
+    level = LEVEL / (len(evaluations) - 1)
     known = [part for part in parts if part.kind is not None]
     before, after = _labelled(evaluations[0], pictures), _labelled(evaluations[i], pictures)
     labels = [p.kind != GOOD for p in known]
-    of_parts = difference([p.scores[0] for p in known], [p.scores[i] for p in known], labels, [p.name for p in known])
+    scores = [p.scores[0] for p in known], [p.scores[i] for p in known]
+    of_parts = difference(*scores, labels, [p.name for p in known], level)
     changes = [
-        change(group, [(_wrong(p, 0), _wrong(p, i)) for p in known if (p.kind == GOOD) == good and _both(p, i)])
+        change(group, [_pairs(p, i) for p in known if (p.kind == GOOD) == good and _both(p, i)])
         for group, good in (("defective", False), ("good", True))
     ]
-    changed = [part for part in parts if _both(part, i) and part.verdicts[0] != part.verdicts[i]]
-    changed.sort(key=lambda p: (_order(p, i), p.kind == GOOD, p.name))
+    judged = [part for part in parts if _both(part, i)]
+    changed = [part for part in judged if part.verdicts[0] != part.verdicts[i]]
+    changed.sort(key=lambda p: (EFFECTS.index(_effect(p, i)), p.kind == GOOD, p.name))
     rows = [
         {
             "part": p.name,
             "kind": p.kind,
-            "effect": ("newly wrong", "changed", "mended")[_order(p, i)] if p.kind else "changed",
+            "effect": _effect(p, i),
             "before": {"verdict": str(p.verdicts[0]), "score": p.scores[0]},
             "after": {"verdict": str(p.verdicts[i]), "score": p.scores[i]},
         }
         for p in changed
     ]
-    said = sentence(LETTERS[0], LETTERS[i], of_parts, changes)
-    of_pictures = difference(before[0], after[0], before[1], before[2])
-    return Pair(LETTERS[0], LETTERS[i], said, of_parts, of_pictures, changes, rows)
+    said = sentence(LETTERS[0], LETTERS[i], of_parts, changes, level, reviews(judged, i))
+    of_pictures = difference(before[0], after[0], before[1], before[2], level)
+    return Pair(LETTERS[0], LETTERS[i], said, of_parts, of_pictures, changes, rows, level)
 
 
 def _both(part: Part, i: int) -> bool:
     return part.verdicts[0] is not None and part.verdicts[i] is not None
 
 
-def _order(part: Part, i: int) -> int:
-    """0 newly wrong, 1 changed but neither, 2 mended."""
-    return 1 if part.kind is None else 1 + _wrong(part, 0) - _wrong(part, i)
+def _pairs(part: Part, i: int) -> Wrong:
+    return _wrong(part, 0), _wrong(part, i), part.verdicts[i] == Verdict.REVIEW
+
+
+def _effect(part: Part, i: int) -> str:
+    """Of another verdict. What a person has to look at now is not mended, whatever it was before."""
+    if part.verdicts[i] == Verdict.REVIEW:
+        return "to review"
+    if part.kind is not None and _wrong(part, i):
+        return "newly wrong"
+    if part.verdicts[0] == Verdict.REVIEW:
+        return "from review"
+    return "mended" if part.kind is not None else "changed"
+
+
+def reviews(parts: Sequence[Part], i: int) -> str:
+    """A sentence on the parts that a person looks at with one run and not with the other; "" where there are none."""
+    review = [tuple(part.verdicts[run] == Verdict.REVIEW for run in (0, i)) for part in parts]
+    new, old = (
+        [p for p, found in zip(parts, review, strict=True) if found == w] for w in ((False, True), (True, False))
+    )
+    goes, went = ("goes" if len(new) == 1 else "go"), ("goes" if len(old) == 1 else "go")
+    if new and old:
+        does = "does" if len(old) == 1 else "do"
+        more = f" and {len(old)} no longer {does} ({_of_kinds(old)})"
+        return f"{_count(len(new))} now {goes} to review ({_of_kinds(new)}){more}."
+    if old:
+        return f"{_count(len(old))} no longer {went} to review ({_of_kinds(old)})."
+    return f"{_count(len(new))} now {goes} to review ({_of_kinds(new)})." if new else ""
+
+
+def _count(n: int) -> str:
+    return f"{n} part{'s' * (n != 1)}"
+
+
+def _of_kinds(parts: Sequence[Part]) -> str:
+    good, unknown = sum(p.kind == GOOD for p in parts), sum(p.kind is None for p in parts)
+    told = f"{good} good, {len(parts) - good - unknown} defective"
+    return f"{told}, {unknown} of which nobody has said" if unknown else told
 
 
 def difference(
-    before: Sequence[float], after: Sequence[float], labels: Sequence[bool], parts: Sequence[str]
+    before: Sequence[float],
+    after: Sequence[float],
+    labels: Sequence[bool],
+    parts: Sequence[str],
+    level: float = LEVEL,
 ) -> Estimate:
-    """AUROC after less AUROC before, with its paired interval."""
+    """AUROC after less AUROC before, with its paired interval of confidence 1 - level."""
     one, other = auroc(before, labels), auroc(after, labels)
     if one is None or other is None:
         return Estimate(None)
-    return Estimate(other - one, *(paired(before, after, labels, parts) or ()))
+    return Estimate(other - one, *(paired(before, after, labels, parts, level=1 - level) or ()))
 
 
-def change(group: str, wrong: Sequence[tuple[bool, bool]]) -> Change:
-    """From (wrong before, wrong after) of each part."""
-    mended, spoiled = (sum(pair == which for pair in wrong) for which in ((True, False), (False, True)))
-    both = sum(all(pair) for pair in wrong)
-    right, least = len(wrong) - mended - spoiled - both, min(1.0, 2.0 ** (1 - mended - spoiled))
-    return Change(group, len(wrong), right, mended, spoiled, both, mcnemar(mended, spoiled), least)
+def change(group: str, wrong: Sequence[Wrong]) -> Change:
+    mended, spoiled, both = (
+        sum(w[:2] == which for w in wrong) for which in ((True, False), (False, True), (True, True))
+    )
+    looked = sum(w == (True, False, True) for w in wrong)
+    neither, least = len(wrong) - mended - spoiled - both, min(1.0, 2.0 ** (1 - mended - spoiled))
+    return Change(group, len(wrong), neither, mended, looked, spoiled, both, mcnemar(mended, spoiled), least)
 
 
 def mcnemar(mended: int, spoiled: int) -> float:
@@ -317,41 +271,46 @@ def mcnemar(mended: int, spoiled: int) -> float:
     return min(1.0, 2 * float(bdtr(min(mended, spoiled), changed, 0.5))) if changed else 1.0
 
 
-def sentence(before: str, after: str, found: Estimate, changes: Sequence[Change]) -> str:
-    """What the pair shows, and whether it is more than chance."""
+def sentence(
+    before: str, after: str, found: Estimate, changes: Sequence[Change], level: float = LEVEL, review: str = ""
+) -> str:
+    """What the pair shows, and whether it is more than chance at this level; `review` says who goes to a person."""
     said, told_apart = [], []
     for c in changes:
-        if not c.n:
-            continue
-        if c.mended + c.spoiled == 0:
-            said.append(f"Of {c.n} {c.group} parts none became right or wrong.")
-            continue
-        said.append(
-            f"Of {c.n} {c.group} parts {_did(c.group, c.spoiled, c.mended, after)} (exact McNemar p {_equals(c.p)})."
-        )
-        if c.p < LEVEL:
-            told_apart.append("escapes" if c.group == "defective" else "false alarms")
+        if c.n and c.mended + c.spoiled == 0:
+            none = "newly escapes and none stops" if c.group == "defective" else "is newly refused and none no longer"
+            said.append(f"Of {c.n} {c.group} parts none {none}.")
+        elif c.n:
+            said.append(f"Of {c.n} {c.group} parts {_did(c, after)} (exact McNemar p {_equals(c.p)}).")
+            if c.p < level:
+                told_apart.append("escapes" if c.group == "defective" else "false alarms")
+    if review:
+        said.append(review)
     if found.value is not None:
         interval = ""
         if found.low is not None and found.high is not None:
-            interval = f" (95{THIN}%: {signed(found.low)} to {signed(found.high)})"
+            interval = f" ({share_of(1 - level)}: {signed(found.low)} to {signed(found.high)})"
             if found.low > 0 or found.high < 0:
                 told_apart.append("ranking")
         said.append(f"Part AUROC differs by {signed(found.value)}{interval}.")
-    if said:
-        apart = f"tell {before} and {after} apart"
-        said.append(
-            f"These parts {apart} by {' and '.join(told_apart)}." if told_apart else f"These parts do not {apart}."
-        )
-    return " ".join(said) or "Nobody has said which parts are good, so neither run is right or wrong."
-
-
-def _did(group: str, spoiled: int, mended: int, after: str) -> str:
-    if group == "defective":
-        new, old = f"newly escape{'s' * (spoiled == 1)}", "no longer does" if mended == 1 else "no longer do"
+    if found.value is None and not any(c.n for c in changes):
+        said.append("Nobody has said which parts are good, so neither run is right or wrong.")
     else:
-        new, old = f"{'is' if spoiled == 1 else 'are'} newly refused", f"no longer {'is' if mended == 1 else 'are'}"
-    return f"{spoiled} {new} with {after} and {mended} {old}"
+        strict = f" (5{THIN}% over {round(LEVEL / level)} comparisons: {share_of(level)} each)" if level < LEVEL else ""
+        what = " by escapes, false alarms or ranking" * bool(review)
+        told = f" by {' and '.join(told_apart)}" if told_apart else what
+        said.append(f"These parts {'' if told_apart else 'do not '}tell {before} and {after} apart{told}{strict}.")
+    return " ".join(said)
+
+
+def _did(c: Change, after: str) -> str:
+    one_new, one_old = c.spoiled == 1, c.mended == 1
+    if c.group == "defective":
+        new, old = f"newly escape{'s' * one_new}", "no longer does" if one_old else "no longer do"
+    else:
+        new, old = f"{'is' if one_new else 'are'} newly refused", f"no longer {'is' if one_old else 'are'}"
+    to_review = f", {c.to_review} of them for review instead" if c.to_review else ""
+    return f"{c.spoiled} {new} with {after} and {c.mended} {old}{to_review}"
 
 
 def _equals(p: float) -> str:
@@ -387,14 +346,17 @@ def _notes(runs: Sequence[Run], evaluations: Sequence[Evaluation], parts: Sequen
             found.append(
                 f"{run.letter} gave {run.undecided} of {len(parts)} parts no verdict: they are not in its counts."
             )
-        if run.policy == "f1-oracle":
-            found.append(f"The threshold of {run.letter} was read off answers: its verdicts promise nothing.")
     if any((run.part_auroc.low or 0) > 1 - EXACT for run in runs):
         found.append(
             "An interval of no width comes from a perfect ranking: drawing these parts again shows no mistake."
         )
     if len(runs) > 2:
-        found.append(f"There are {len(runs) - 1} comparisons: hold each p against 5 % divided by {len(runs) - 1}.")
+        count = len(runs) - 1
+        each = share_of(LEVEL / count)
+        found.append(f"There are {count} comparisons: each p is held against 5{THIN}% divided by {count}, {each}.")
     return found + [
-        f"{run.letter}: {n}" for run, e in zip(runs, evaluations, strict=True) for n in e.metrics.get("notes", ())
+        f"{run.letter}: {n}"
+        for run, e in zip(runs, evaluations, strict=True)
+        for n in e.metrics.get("notes", ())
+        if not (_used(n) or ORACLE in n)
     ]

@@ -1,6 +1,8 @@
 """Layer 4: from scores to a promise, and how it is checked.
 
 calibration  good parts held out of fitting -> threshold, verdict, p-value, and the promise in a sentence
+parts        pictures as parts: what is counted
+stored       calibration.json -> calibration, made anew and compared
 policies     known defects, costs, a person's number -> threshold, and what it promises
 rates        exact bounds of a rate; the rank that keeps a promise
 metrics      AUROC, average precision, F1-max oracle; false alarms and escapes with their intervals

@@ -12,35 +12,18 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from flawmap.errors import BundleError, CalibrationError
+from flawmap.errors import CalibrationError
 from flawmap.types import Verdict
+from flawmap.verdict.parts import Parts, above, by_part, caveats, finite, said_views
 from flawmap.verdict.rates import CONFIDENCE, anywhere, check_rate, percent, rank, upper
 
 DEFAULT_TARGET = 0.01
-# The engines agree to 1e-4 of the score scale. Ten times that above the order statistic, rounding cannot flip the
-# verdict of the very part that set the threshold. A higher threshold only lowers false alarms: the promise stays valid.
-MARGIN = 1e-3
 POLICIES = ("false-alarm", "no-escape", "cost", "manual", "f1-oracle")
-RULES = ("largest", "mean")
-UNITS = ("part", "picture")
-_LARGEST = float(np.finfo(np.float32).max)
-_NUMBER = (int, float)
-_JSON: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": _NUMBER,
-    "float | None": (*_NUMBER, type(None)),
-    "bool": (bool,),
-    "tuple[int, int]": (list,),
-    "tuple[float, ...]": (list,),
-    "tuple[str, ...]": (list,),
-    "dict[str, float]": (dict,),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +56,8 @@ class Calibration:
     defect_scores: tuple[float, ...] = ()  # of known defective parts, ascending
     defect_kinds: tuple[str, ...] = ()  # theirs, in the same order
     costs: dict[str, float] = field(default_factory=dict)  # of cost: escape, reject, defect_rate, review
+    closer: float = 0.0  # of no-escape: its margin, a share of the way to the median good part
+    set_aside: int = 0  # defective parts that were not counted, for another number of views than the good ones
     defects_sha256: str = ""
     precision: str = "fp32"
 
@@ -155,9 +140,9 @@ class Calibration:
         sure = self.confidence or CONFIDENCE
         if self.policy == "false-alarm":
             return upper(self.rank - 1, self.parts, sure)
-        # The threshold of no-escape and manual knows nothing of the good parts; cost and F1 have looked at them.
-        limit = upper if self.policy in ("no-escape", "manual") else anywhere
-        return limit(self.refused, self.parts, sure)
+        # no-escape without a margin and manual know nothing of the good parts; the others have looked at them.
+        blind = self.policy in ("no-escape", "manual") and not self.closer
+        return (upper if blind else anywhere)(self.refused, self.parts, sure)
 
     @property
     def escape_bound(self) -> float | None:
@@ -202,7 +187,7 @@ class Calibration:
         """Why the calibration does not hold for an engine, or None. `same`: engines that passed the parity gate."""
         made, now = self.engine.split(), engine.split()
         if not made or not now:
-            return None
+            return "the calibration does not say with which engine it was made: calibrate again"
         if now[-1] != self.precision:
             return f"calibrated in {self.precision}, and {engine} computes in {now[-1]}: calibrate again"
         kin = {name.split()[0] for name in same if name.split()[-1:] == now[-1:]}
@@ -217,93 +202,9 @@ class Calibration:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
         """Read what `to_dict` wrote. Raises BundleError for anything missing, unknown or inconsistent."""
-        known = {f.name: f for f in fields(cls)}
-        needed = {name for name, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
-        if wrong := sorted((needed - values.keys()) | (values.keys() - known.keys())):
-            raise BundleError(f"calibration: missing or unknown {', '.join(map(repr, wrong))}; fit or calibrate again")
-        for name, value in values.items():
-            kind = str(known[name].type)
-            if not isinstance(value, _JSON[kind]) or (isinstance(value, bool) and kind != "bool"):
-                raise BundleError(f"calibration: {name} is {value!r}, not {kind}; fit or calibrate again")
-        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-        read = cls(**plain)
-        if not _consistent(read):
-            raise BundleError("calibration: threshold, rank and part scores contradict each other; calibrate again")
-        return read
+        from flawmap.verdict.stored import read
 
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """Pictures as parts, ascending by score; the peaks ascend on their own."""
-
-    scores: list[float]
-    peaks: list[float]
-    kinds: list[str]  # in the order of the scores
-    views: tuple[int, int]
-    unit: str = "part"
-    rule: str = "largest"
-
-
-def by_part(
-    parts: Sequence[str],
-    scores: Sequence[float],
-    peaks: Sequence[float],
-    kinds: Sequence[str] = (),
-    *,
-    unit: str = "part",
-    rule: str = "largest",
-) -> Parts:
-    """Pictures as parts: the score by the rule, the peak the largest over the views, the kind that of a defective view.
-
-    With the unit "picture" each picture is a part of its own. Raises CalibrationError for lengths that differ, values
-    that are not finite, no parts, an unknown unit or rule.
-    """
-    for word, known in ((unit, UNITS), (rule, RULES)):
-        if word not in known:
-            raise CalibrationError(f"{word!r} is not one of {', '.join(known)}")
-    for what, values in (("score", scores), ("map peak", peaks), *((("kind", kinds),) if kinds else ())):
-        if len(parts) != len(values):
-            raise CalibrationError(f"{len(parts)} part names but {len(values)} values ({what}): one of each a picture")
-    if len(parts) == 0:
-        raise CalibrationError("no good parts to calibrate on: hold some out of fitting")
-    rows: dict[Any, list[int]] = {}
-    for row, part in enumerate(parts):
-        finite(scores[row], f"the score of part {part!r}")
-        finite(peaks[row], f"the map peak of part {part!r}")
-        rows.setdefault(row if unit == "picture" else part, []).append(row)
-    one = (lambda s: float(np.mean(s))) if rule == "mean" else max
-    scored = [float(one([scores[r] for r in group])) for group in rows.values()]
-    kind = [next((kinds[r] for r in group if kinds[r] != "good"), "good") if kinds else "" for group in rows.values()]
-    order = sorted(range(len(scored)), key=scored.__getitem__)
-    counts = [len(group) for group in rows.values()]
-    return Parts(
-        [scored[i] for i in order],
-        sorted(float(max(peaks[r] for r in group)) for group in rows.values()),
-        [kind[i] for i in order],
-        (min(counts), max(counts)),
-        unit,
-        rule,
-    )
-
-
-def above(values: Sequence[float], k: int) -> tuple[float, float, float]:
-    """Threshold, margin and scale for the k-th largest of ascending values."""
-    order = values[-k]
-    scale = max(abs(order), float(np.std(values)))
-    margin = MARGIN * scale
-    return order + margin, margin, scale
-
-
-def finite(value: float, what: str) -> float:
-    if not abs(value) <= _LARGEST:
-        raise CalibrationError(f"{what} is {value}: not a finite number, so no verdict can rest on it")
-    return float(value)
-
-
-def said_views(views: tuple[int, int]) -> str:
-    least, most = views
-    count = f"{most}" if least == most else f"{least} to {most}"
-    return f"{count} view{'s' * (most > 1)}"
+        return read(values)
 
 
 def _sentence(k: int, good: Parts, crossed: bool, confidence: float | None) -> str:
@@ -315,50 +216,3 @@ def _sentence(k: int, good: Parts, crossed: bool, confidence: float | None) -> s
     else:
         words = f"{promise}{sure} false alarms with {level} ({average} on average over calibrations)"
     return words + caveats(good, crossed) + "."
-
-
-def caveats(good: Parts, crossed: bool) -> str:
-    """What else a sentence has to say, before its full stop."""
-    words = ""
-    if good.unit == "picture":
-        words += (
-            "; this counts pictures, not parts: a part of several views is refused when one of them is, more often "
-            "than that, and views of one part are not independent, so that even for pictures it promises too much"
-        )
-    elif good.views[1] > 1:
-        the = "the largest over" if good.rule == "largest" else "the mean of"
-        words += f"; a part's score is {the} its {said_views(good.views)}"
-    if crossed:
-        words += (
-            "; the scores come from cross-fitting, so the promise is approximate, checked by re-splitting "
-            "(docs/promise.md)"
-        )
-    return words
-
-
-def _consistent(c: Calibration) -> bool:
-    """Whether a calibration that was read can have been written by `to_dict`."""
-    optional = [x for x in (c.target, c.confidence, c.review_threshold, c.pitch_mm) if x is not None]
-    lists = (c.scores, c.peaks, c.defect_scores)
-    numbers = (*(x for values in lists for x in values), c.threshold, c.map_threshold, c.margin, c.scale, *optional)
-    sound = (
-        c.policy in POLICIES
-        and c.unit in UNITS
-        and c.rule in RULES
-        and all(isinstance(x, int | float) and abs(x) <= 2 * _LARGEST for x in (*numbers, *c.costs.values()))
-        and len(c.views) == 2
-        and all(isinstance(v, int) for v in c.views)
-        and 1 <= c.views[0] <= c.views[1]
-        and c.parts == len(c.scores)
-        and len(c.peaks) in (0, c.parts)
-        and all(values == tuple(sorted(values)) for values in lists)
-        and len(c.defect_kinds) == len(c.defect_scores)
-        and c.margin >= 0
-        and c.min_area_px >= 1
-        and (c.review_threshold is None or c.review_threshold <= c.threshold)
-    )
-    if not sound:
-        return False
-    if c.policy == "false-alarm":
-        return 1 <= c.rank <= c.parts and c.target is not None and c.threshold == c.scores[-c.rank] + c.margin
-    return c.rank == c.refused + 1

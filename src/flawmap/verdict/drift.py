@@ -10,6 +10,9 @@ p-values are independent and uniform on [0, 1] under exchangeability, which is w
 calibration parts alone are uniform too, one at a time, but share the luck of one calibration: where its 30 parts came
 out a little low, *every* part at the line looks a little strange, the bets go on winning, and the bound breaks.
 
+That rests on calibration scores that are exchangeable with the line's. Those of a cross-fitted calibration are not:
+each comes from a model without its fold, the line's from the model of all parts. `Martingale.of` starts empty there.
+
 The charts (Shewhart, EWMA, p) watch score, brightness, sharpness and reject rate. They show what moved and how far;
 their rate of false signals is an average run length, and rests on a distribution that is named at each.
 """
@@ -25,6 +28,7 @@ from typing import Any
 import numpy as np
 
 from flawmap.errors import CalibrationError
+from flawmap.verdict.calibration import Calibration
 
 BETS = (-1.0, 0.0, 1.0)  # e of f_e(p) = 1 + e (p - 1/2): on small p-values, on none, on large ones
 JUMP = 0.01
@@ -49,7 +53,8 @@ class Bet:
 class Martingale:
     """The wealth of a bet against "these parts are exchangeable with the reference", part after part.
 
-    reference  scores of calibration parts, one a part; may be empty (then only changes within the line are seen)
+    reference  scores of calibration parts, one a part; may be empty (then only changes within the line are seen). They
+               have to come from the model that judges the line: with scores of cross-fitting the bound is broken
     alpha      probability of ever giving an alarm while nothing changes
     every      parts: while nothing changes, the first signal comes after so many on average, or later
     seed       of the random numbers that break ties; the n-th part uses the n-th of them, so a restart changes nothing
@@ -89,6 +94,26 @@ class Martingale:
         self._seen = sorted(self.reference)
         self._ties = np.empty(0)
 
+    @classmethod
+    def of(cls, calibration: Calibration, **rules: Any) -> Martingale:
+        """For a line that feeds the parts judged OK; `rules`: alpha, every, jump, seed.
+
+        The reference is the calibration's good parts that are judged OK, but for the one that set the threshold: it is
+        the strangest of them by choice. Below it calibration and line are drawn alike.
+
+        The reference is empty where scores are not exchangeable with the line's: cross-fitted (each from a model that
+        lacks its fold), or of pictures in place of parts. The first parts of the line fill it. What was other than in
+        calibration from the first part on stays unseen then, and a change is seen only after so many parts: 20 for 2
+        standard deviations, 50 for 1 (docs/drift.md).
+        """
+        if calibration.cross_fitted or calibration.unit != "part":
+            return cls([], **rules)
+        if calibration.policy == "false-alarm":
+            return cls(calibration.scores[: -calibration.rank], **rules)
+        review = calibration.review_threshold
+        passing = calibration.threshold if review is None else review
+        return cls([score for score in calibration.scores if score <= passing], **rules)
+
     @property
     def alarm(self) -> bool:
         return self.alarm_at is not None
@@ -126,28 +151,34 @@ class Martingale:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Martingale:
-        """Read what `to_dict` wrote. Raises CalibrationError for anything missing, unknown or inconsistent."""
-        if wrong := sorted(set(_KEYS) ^ values.keys()):
+        """Read what `to_dict` wrote: the scores are played again (15 us each), and what comes out must be what stands.
+
+        Raises CalibrationError for anything missing, unknown, of another type, or that these scores do not give.
+        """
+        if not isinstance(values, Mapping):
+            raise CalibrationError(f"state of a martingale: a {type(values).__name__}, no mapping; begin a new one")
+        if wrong := sorted(set(_KEYS) ^ {str(key) for key in values}):
             raise CalibrationError(f"state of a martingale: missing or unknown {', '.join(wrong)}; begin a new one")
         try:
             read = cls(values["reference"], **{key: values[key] for key in _RULES})
-            read.scores = [_finite(score, "a score of the line") for score in values["scores"]]
-            read._seen = sorted([*read.reference, *read.scores])
-            read.shares = [_finite(share, "a share of the wealth") for share in values["shares"]]
-            read.log_wealth = _finite(values["log_wealth"], "the logarithm of the wealth")
-            read.log_peak = _finite(values["log_peak"], "the logarithm of the largest wealth")
-            if read.scores:
-                read.log_recent = _finite(values["log_recent"], "the logarithm of the recent wealth")
-        except TypeError as error:
+            for score in values["scores"]:
+                read.add(score)
+            wrong = [key for key, value in read.to_dict().items() if not _same(value, values[key])]
+        except (TypeError, ValueError, OverflowError) as error:
             raise CalibrationError(f"state of a martingale: {error}; begin a new one") from error
-        read.alarm_at, read.signal_at = values["alarm_at"], values["signal_at"]
-        if len(read.shares) != len(BETS) or abs(sum(read.shares) - 1) > 1e-9 or min(read.shares) < 0:
-            raise CalibrationError("state of a martingale: the shares of the wealth do not add up; begin a new one")
-        if read.log_peak < max(read.log_wealth, 0) or read.alarm != (read.log_peak >= -math.log(read.alpha)):
-            raise CalibrationError("state of a martingale: alarm and wealth contradict each other; begin a new one")
-        if len(read.scores) % _BLOCK:
-            read._ties = np.random.default_rng((read.seed, len(read.scores) // _BLOCK)).random(_BLOCK)
+        if wrong:
+            raise CalibrationError(
+                f"state of a martingale: its scores do not give this {', '.join(wrong)}: it was changed, cut or "
+                "damaged; begin a new one"
+            )
         return read
+
+
+def _same(ours: Any, given: Any) -> bool:
+    """Equal, and no True in place of 1."""
+    if isinstance(ours, list):
+        return isinstance(given, list) and len(ours) == len(given) and all(map(_same, ours, given))
+    return not isinstance(given, bool) and bool(ours == given)
 
 
 def online_p_values(reference: Sequence[float], scores: Sequence[float], seed: int = 0) -> np.ndarray:

@@ -11,14 +11,15 @@ of false alarms (Clopper-Pearson); where they did, the bound holds for all thres
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from flawmap.errors import CalibrationError
-from flawmap.verdict.calibration import MARGIN, Calibration, Parts, caveats, finite
+from flawmap.verdict.calibration import Calibration
+from flawmap.verdict.parts import MARGIN, Parts, above, caveats, finite
 from flawmap.verdict.rates import anywhere, at_least, check_rate, clopper_pearson, percent, upper
 
 FLAT = 0.1  # thresholds are as good as the best when they cost at most so much more
@@ -37,8 +38,8 @@ class Costs:
         check_rate(self.defect_rate, "the defect rate")
         for what in ("escape", "reject", "review"):
             value = getattr(self, what)
-            if value is not None and not 0 < value < float("inf"):
-                raise CalibrationError(f"the cost of {what} is {value}: give a number above 0")
+            if value is not None and not 1e-12 <= value <= 1e12:
+                raise CalibrationError(f"the cost of {what} is {value}: give a number above 0, at most 1e12")
 
 
 class Choice(NamedTuple):
@@ -65,8 +66,8 @@ def no_escape(
     missed = [kind for kind, (escaped, _, _) in left_out.items() if escaped]
     n = len(defects.scores)
     words = (
-        f"{_many(n, 'known defective part')} set the threshold{' and a margin' if margin else ''}: with 95 % "
-        f"confidence at most {percent(upper(0, n))} of defective parts like {'these' if n > 1 else 'it'} escape "
+        f"{_many(n, f'known defective {good.unit}')} set the threshold{' and a margin' if margin else ''}: with 95 % "
+        f"confidence at most {percent(upper(0, n))} of defective {good.unit}s like {'these' if n > 1 else 'it'} escape "
         f"({percent(1 / (n + 1))} on average){_alarms(good, threshold, cross_fitted)}"
     )
     if len(left_out) > 1:
@@ -76,7 +77,7 @@ def no_escape(
         )
     else:
         words += "; all of one kind: nothing is promised for others"
-    return _made("no-escape", good, threshold, words, defects, cross_fitted=cross_fitted, **known)
+    return _made("no-escape", good, threshold, words, defects, cross_fitted=cross_fitted, closer=margin, **known)
 
 
 def by_kind(good: Parts, defects: Parts, margin: float = 0.0) -> dict[str, tuple[int, int, float]]:
@@ -103,12 +104,14 @@ def cost(good: Parts, defects: Parts, costs: Costs, *, cross_fitted: bool = Fals
     if costs.review is not None:
         held = [sum(passing < s <= choice.threshold for s in parts.scores) for parts in (good, defects)]
         looked = f", {held[0]} good and {held[1]} defective ones go to review" if any(held) else ""
+    prices = f"an escape of {costs.escape:g}, a false alarm of {costs.reject:g}"
+    prices += "" if costs.review is None else f", a review of {costs.review:g}"
+    ours, theirs = _many(n, f"good {good.unit}"), _many(m, f"known defective {good.unit}")
     words = (
-        f"least expected cost, {choice.cost:.4g} a part, at an escape of {costs.escape:g}, a false alarm of "
-        f"{costs.reject:g}{'' if costs.review is None else f', a review of {costs.review:g}'} and "
-        f"{percent(costs.defect_rate)} defective parts: {missed} of {_many(m, 'known defective part')} escape "
-        f"(with 95 % confidence at most {percent(anywhere(missed, m))}), {refused} of {_many(n, 'good part')} are "
-        f"refused (at most {percent(anywhere(refused, n))}){looked}; the bounds allow for the choice"
+        f"the least cost on these {good.unit}s, {choice.cost:.4g} each, at {prices} and {percent(costs.defect_rate)} "
+        f"defective ones: {missed} of {theirs} escape (with 95 % confidence at most {percent(anywhere(missed, m))}), "
+        f"{refused} of {ours} are refused (at most {percent(anywhere(refused, n))}){looked}; these bounds allow for "
+        "the choice, the cost at the line will be higher"
     )
     if choice.review is None:
         words += f"{'' if costs.review is None else '; no review pays'}; {_robust(choice)}"
@@ -139,7 +142,9 @@ def manual(
     words = "set by hand, which promises nothing by itself"
     if defects:
         n, missed = len(defects.scores), sum(s <= threshold for s in defects.scores)
-        words += f"; {missed} of {_many(n, 'known defective part')} are not above it: with 95 % confidence at most "
+        words += (
+            f"; {missed} of {_many(n, f'known defective {good.unit}')} are not above it: with 95 % confidence at most "
+        )
         words += f"{percent(upper(missed, n))} of such parts escape"
     words += f"{_alarms(good, threshold, cross_fitted)}; this is true only if the number was not read off these parts"
     return _made("manual", good, float(threshold), words, defects, cross_fitted=cross_fitted, **known)
@@ -228,9 +233,10 @@ def _below(good: Parts, defects: Sequence[float], margin: float) -> float:
 def _alarms(good: Parts, threshold: float, cross_fitted: bool) -> str:
     n, refused = len(good.scores), sum(s > threshold for s in good.scores)
     low, high = clopper_pearson(refused, n)
+    ours, above_it = _many(n, f"good {good.unit}"), f"{'is' if refused == 1 else 'are'} above it"
     return (
-        f"; {refused} of {_many(n, 'good part')} {'is' if refused == 1 else 'are'} above it, so {at_least(low)} to "
-        f"{percent(high)} of good parts are refused (95 %){caveats(good, cross_fitted)}"
+        f"; {refused} of {ours} {above_it}, so {at_least(low)} to {percent(high)} of good {good.unit}s are refused "
+        f"(95 %){caveats(good, cross_fitted)}"
     )
 
 
@@ -238,7 +244,8 @@ def _made(
     policy: str, good: Parts, threshold: float, words: str, defects: Parts | None, *, cross_fitted: bool, **known: Any
 ) -> Calibration:
     rank = sum(score > threshold for score in good.scores) + 1
-    scale = max(abs(threshold), float(np.std(good.scores)))
+    # Of the good parts alone: a threshold that somebody chose must not say how exact an engine has to be.
+    scale = above(good.scores, 1)[2]
     peaks = good.peaks
     # The mask is empty on as many of the good parts as pass; where none passes, on none.
     at, off = (peaks[-rank], 1) if rank <= len(peaks) else (peaks[0], -1)
@@ -257,7 +264,7 @@ def _made(
         unit=good.unit,
         rule=good.rule,
         peaks=tuple(peaks),
-        sentence=words[0].upper() + words[1:] + ".",
+        sentence=words[0].upper() + words[1:] + _aside(known.get("set_aside", 0)) + ".",
         cross_fitted=cross_fitted,
         defect_scores=tuple(defects.scores) if defects else (),
         defect_kinds=tuple(defects.kinds) if defects else (),
@@ -265,13 +272,37 @@ def _made(
     )
 
 
+def _aside(count: int) -> str:
+    return f"; {_many(count, 'defective part')} with another number of views not counted" if count else ""
+
+
 def _many(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
-POLICIES: dict[str, Callable[..., Calibration]] = {
-    "no-escape": no_escape,
-    "cost": cost,
-    "manual": manual,
-    "f1-oracle": f1_oracle,
-}
+def rebuilt(c: Calibration) -> Calibration:
+    """The calibration that its own parts and wishes make: what was written by hand differs from it.
+
+    CalibrationError where they make none.
+    """
+    good = Parts(list(c.scores), list(c.peaks or c.scores), [], c.views, c.unit, c.rule)
+    bad = (
+        Parts(list(c.defect_scores), list(c.defect_scores), list(c.defect_kinds), c.views) if c.defect_scores else None
+    )
+    same = ("images", "data_sha256", "engine", "created", "min_area_px", "pitch_mm", "defects_sha256", "precision")
+    known: dict[str, Any] = {name: getattr(c, name) for name in (*same, "cross_fitted")}
+    if c.policy == "false-alarm":
+        return Calibration.from_parts(good, false_alarm=c.target, confidence=c.confidence, **known)
+    known["set_aside"] = c.set_aside
+    if c.policy == "manual":
+        return manual(good, c.threshold, bad, **known)
+    if bad is None:
+        raise CalibrationError(f"{c.policy} without known defects")
+    if c.policy == "no-escape":
+        return no_escape(good, bad, margin=c.closer, **known)
+    if c.policy == "f1-oracle":
+        return f1_oracle(good, bad, **known)
+    stated = {name: c.costs[name] for name in ("escape", "reject", "defect_rate", "review") if name in c.costs}
+    if not {"escape", "reject", "defect_rate"} <= stated.keys():
+        raise CalibrationError("cost without its costs")
+    return cost(good, bad, Costs(**stated), **known)
