@@ -18,6 +18,7 @@ from flawmap.errors import DataError, FlawmapError, UsageError
 from flawmap.images.folder import LAYOUT, PUBLISHED, _pictures, find
 from flawmap.run.bundle import Bundle
 from flawmap.run.claim import claimed
+from flawmap.run.inspect import ORACLE
 from flawmap.run.model import load
 from flawmap.run.progress import progress, say
 from flawmap.run.shards import Job, Judge, arrow, first_errors, read_job, summary, whole
@@ -48,6 +49,8 @@ def inspect_bulk(
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers judge nothing; give 1 or more")
     model = load(bundle, engine)  # what is wrong with it is said before the folder is made
+    if model.calibration and model.calibration.policy == "f1-oracle":
+        say(f"flawmap: {bundle}: {ORACLE}")
     job = open_job(out, model.bundle, sources, engine=engine, part_pattern=part_pattern, maps=maps)
     left = job.left()
     pictures, begun = sum(job.sizes[shard] for shard in left), time.perf_counter()
