@@ -135,7 +135,9 @@ def test_every_engine_says_what_torch_says(
 ) -> None:
     assert model.calibration
     torchs, others = trained(images(model)), engine(images(model))
-    assert np.abs(torchs.score - others.score).max() <= TOLERANCE * model.calibration.scale
+    # Hundreds of scales above the threshold, single precision itself is coarser than the tolerance.
+    rounding = 8 * np.finfo(np.float32).eps * np.abs(torchs.score)
+    assert (np.abs(torchs.score - others.score) <= np.maximum(TOLERANCE * model.calibration.scale, rounding)).all()
     assert np.abs(torchs.map - others.map).max() <= TOLERANCE * np.abs(torchs.map).max()
 
 
