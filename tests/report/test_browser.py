@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,18 +51,6 @@ def picture(of: Scored) -> Picture:
 
 SCORES = views()
 PARTS = by_part(SCORES)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    client = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install flawmap[dev]")
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("no chromium on the path")
-    with client.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

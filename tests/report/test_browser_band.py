@@ -54,18 +54,6 @@ def report(calibration: Calibration | None, rows: list[tuple[str, str | None, fl
     return Report("Glass", scale, "", calibration, metrics, scores, picture=lambda i: picture(scores[i]), **more)
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    client = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install flawmap[dev]")
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("no chromium on the path")
-    with client.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def opened(chromium: Any, tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Opens a report offline in a window of some size; the page must not complain."""

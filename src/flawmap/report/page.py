@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -24,6 +23,7 @@ from markupsafe import Markup
 from flawmap.errors import DataError
 from flawmap.report import figures, gallery, heatmap, plots
 from flawmap.report.figures import Costs, Known
+from flawmap.report.files import put
 from flawmap.report.gallery import THUMBNAIL_PX, Picture, Shrinker
 from flawmap.report.heatmap import Scale
 from flawmap.report.parts import (
@@ -163,18 +163,7 @@ def render(report: Report) -> str:
 
 def write(report: Report, path: Path) -> Path:
     """Write the page to `path`, whole or not at all. DataError where it cannot be written."""
-    page = render(report).encode("utf-8", "backslashreplace")  # names of files need not be valid Unicode
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        new.write_bytes(page)
-        os.replace(new, path)
-    except OSError as error:
-        raise DataError(
-            f"cannot write the report {path}: {error.strerror}; choose a folder you may write to"
-        ) from error
-    finally:
-        new.unlink(missing_ok=True)
-    return path
+    return put(render(report), path)
 
 
 def _read(name: str) -> str:

@@ -6,7 +6,6 @@ never by colour alone (versus_plots.py).
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -15,8 +14,8 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from flawmap.errors import DataError
 from flawmap.report import versus_plots as plots
+from flawmap.report.files import put
 from flawmap.types import GOOD, Verdict
 
 MOST_ROWS = plots.MOST_ROWS  # of parts whose verdict changed, a table
@@ -154,14 +153,4 @@ def page(versus: Versus) -> str:
 
 def write(versus: Versus, path: Path) -> Path:
     """Write the page to `path`, whole or not at all. DataError where it cannot be written."""
-    text = page(versus).encode("utf-8", "backslashreplace")  # names of files need not be valid Unicode
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    try:
-        new.write_bytes(text)
-        os.replace(new, path)
-    except OSError as error:
-        raise DataError(f"cannot write the page {path}: {error.strerror}; choose a folder you may write to") from error
-    finally:
-        if new.exists():
-            new.unlink()
-    return path
+    return put(page(versus), path)
