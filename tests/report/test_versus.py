@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_curve
 
-from flawmap.errors import DataError
+from flawmap.errors import FlawmapError
 from flawmap.report import versus as page_of
 from flawmap.report import versus_plots as plots
 from flawmap.report.versus import Change, Estimate, Kind, Pair, Part, Rate, Run, Versus, page, write
@@ -134,7 +134,7 @@ def test_the_same_input_gives_the_same_bytes_and_a_page_is_written_whole(tmp_pat
     path = write(compared(runs=[run("A", "\udcff"), run("B")]), tmp_path / "a.html")
     assert path.read_bytes().decode("utf-8").rstrip().endswith("</html>")
     assert [p.name for p in tmp_path.iterdir()] == ["a.html"]
-    with pytest.raises(DataError, match="cannot write the page"):
+    with pytest.raises(FlawmapError, match="cannot write the page"):
         write(compared(), tmp_path / "absent" / "a.html")
 
 

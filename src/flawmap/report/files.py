@@ -5,18 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from flawmap.errors import DataError
+from flawmap.errors import FlawmapError
 
 
 def put(page: str, path: Path) -> Path:
-    """Write a page to `path`, whole or not at all. DataError where it cannot be written."""
+    """Write a page to `path`, whole or not at all. FlawmapError where it cannot be written."""
     content = page.encode("utf-8", "backslashreplace")  # names of files need not be valid Unicode
     new = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
         new.write_bytes(content)
         os.replace(new, path)
     except OSError as error:
-        raise DataError(f"cannot write the page {path}: {error.strerror}; choose a folder you may write to") from error
+        raise FlawmapError(f"cannot write the page {path}: {error.strerror}; choose a folder you may write to") from error
     finally:
         if new.exists():
             new.unlink()
