@@ -35,8 +35,8 @@ from flawmap.detectors.patchcore import PatchCore
 from flawmap.detectors.simplenet import SimpleNet
 from flawmap.features.backbone import EMBEDDED, Backbone
 from flawmap.features.frozen import frozen
-from flawmap.images.decode import Intake
 from flawmap.images.folder import find
+from flawmap.images.intake import Intake
 from flawmap.images.split import split
 from flawmap.run.feed import draw
 from flawmap.types import Batch
@@ -120,12 +120,14 @@ def backbone() -> Backbone:
     return Backbone(EMBEDDED, STAGES, SIZE)
 
 
-def pictures(root: Path, name: str, seed: int) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
-    """Pictures that fit, and held-out ones, good and then defective, with their masks."""
+def pictures(
+    root: Path, name: str, seed: int, most: tuple[int, int] = (FIT, HELD)
+) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    """Pictures that fit, and held-out ones, good and then defective, with their masks; at most so many are good."""
     good = [s for s in find(root / name) if s.split == "train"]
     sets = [
-        [part[i] for i in np.linspace(0, len(part) - 1, min(len(part), most)).astype(int)]
-        for part, most in zip(split(good, (0.7, 0.3), seed), (FIT, HELD), strict=True)
+        [part[i] for i in np.linspace(0, len(part) - 1, min(len(part), few)).astype(int)]
+        for part, few in zip(split(good, (0.7, 0.3), seed), most, strict=True)
     ]
     intake = Intake.fit([s.source for s in good], (SIZE, SIZE))
     fit, held = ([intake(s.source)[0].transpose(1, 2, 0) for s in part] for part in sets)

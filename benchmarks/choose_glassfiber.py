@@ -45,8 +45,9 @@ from flawmap.detectors.base import FrozenDetector
 from flawmap.features.backbone import Backbone
 from flawmap.features.frozen import frozen
 from flawmap.features.patches import Enlarge
-from flawmap.images.decode import Intake, decode
+from flawmap.images.decode import decode
 from flawmap.images.folder import find
+from flawmap.images.intake import Intake
 from flawmap.images.split import folds
 from flawmap.synthesis import PRESETS, Synthesis
 from flawmap.types import Batch, Sample

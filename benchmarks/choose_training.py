@@ -29,7 +29,7 @@ from PIL import Image
 
 from flawmap.detectors import create
 from flawmap.detectors.base import Detector
-from flawmap.images.decode import Intake
+from flawmap.images.intake import Intake
 from flawmap.run.feed import Feed
 from flawmap.run.recipe import Log
 from flawmap.run.train import train

@@ -66,7 +66,7 @@ def samples_of(category: str, cut: str) -> list[Any]:
 def patchcore(category: str, repeats: int) -> list[dict[str, Any]]:
     """One row a repeat: what was promised, and how many of the unseen good parts were rejected."""
     from flawmap.detectors import create
-    from flawmap.images.decode import Intake
+    from flawmap.images.intake import Intake
     from flawmap.images.split import folds, split
     from flawmap.run.feed import Feed
     from flawmap.verdict.calibration import Calibration

@@ -1,18 +1,17 @@
-"""Speed as ratios, all in one run: docs/speed.md.
+"""Fitting and the whole road as ratios, all in one run: a section of docs/speed.md.
 
 python benchmarks/speed.py [--category mvtec/bottle]
 
 features   frozen Lite0 features, 256 px, one picture at a time: ONNX Runtime against eager torch
 coreset    4,000 of the patches of 100 pictures: ours against the plain loop that measures all rows each time
 road       fit and evaluate, each in a fresh process, beside the bare backbone's own time for the same pictures
-start      `flawmap --help`, `import flawmap`, `flawmap inspect` of one picture, beside `python -c pass`
+
+How long a start takes is startup.py's, where the time of one picture goes stages.py's.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import resource
 import subprocess
 import sys
@@ -22,9 +21,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from results import DATA, HERE, commit
-
-PAGE = HERE.parent / "docs" / "speed.md"
+from paired import made_by, section
+from results import DATA
 
 
 def best(work: Callable[[], object], times: int) -> float:
@@ -56,8 +54,8 @@ def coreset(category: str) -> tuple[float, float, int]:
     from flawmap.features.coreset import k_centre
     from flawmap.features.frozen import frozen
     from flawmap.features.patches import to_patches
-    from flawmap.images.decode import Intake
     from flawmap.images.folder import find
+    from flawmap.images.intake import Intake
 
     detector = create("patchcore")
     run, intake = frozen(detector.backbone, 256), Intake((256, 256))  # type: ignore[attr-defined]
@@ -118,29 +116,14 @@ def _process(words: list[str]) -> tuple[float, float]:
     return float(seconds), float(peak)
 
 
-def start() -> list[tuple[str, float]]:
-    def run(*words: str) -> float:
-        return best(lambda: subprocess.run([sys.executable, *words], check=True, stdout=-3), 10)
-
-    return [
-        ("python -c pass", run("-c", "pass")),
-        ("import flawmap", run("-c", "import flawmap")),
-        ("flawmap --help", run("-m", "flawmap.cli", "--help")),
-    ]
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--category", default="mvtec/bottle")
     category = parser.parse_args().category
     ort, eager = features()
     ours, plain, rows = coreset(category)
     lines = [
-        "# Speed",
-        "",
-        f"Made by `python benchmarks/speed.py` on {time.strftime('%Y-%m-%d')}, commit {commit()}: "
-        f"{os.cpu_count()} cores ({platform.machine()}), no GPU, Python {platform.python_version()}, "
-        f"torch {torch.__version__}. Read the ratios; seconds are those of this machine.",
+        f"{made_by('speed.py')} torch {torch.__version__}. Read the ratios; seconds are those of this machine.",
         "",
         "| | ours | peer | ratio |",
         "|---|---|---|---|",
@@ -158,14 +141,9 @@ def main() -> None:
             f"| {what} | {seconds:.1f} | {peak:.0f} | {ratio:.1f} |"
             for what, seconds, peak, ratio in road(category, ort)
         ),
-        "",
-        "| start-up | ms |",
-        "|---|---|",
-        *(f"| {what} | {seconds * 1000:.0f} |" for what, seconds in start()),
-        "",
     ]
-    PAGE.write_text("\n".join(lines))
-    print(PAGE, f"(peak here {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB)")
+    section("Fitting, and the whole road", lines)
+    print(f"peak here {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
 
 
 if __name__ == "__main__":

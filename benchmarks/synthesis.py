@@ -21,7 +21,7 @@ import torch
 
 from flawmap.detectors import create
 from flawmap.detectors.base import SynthesisDetector
-from flawmap.images.decode import Intake
+from flawmap.images.intake import Intake
 from flawmap.images.woven import draw
 from flawmap.run.feed import textures
 from flawmap.run.train import precision

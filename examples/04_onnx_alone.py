@@ -31,6 +31,10 @@ if calibration["policy"] == "f1-oracle":
 limit = calibration["threshold"]
 looked = calibration.get("review_threshold")  # null: nothing goes to review
 height, width = use["intake"]["size"]
+if other := [
+    key for key, value in use["intake"].items() if key not in ("size", "white", "max_mpx") and value is not None
+]:
+    sys.exit(f"the model does not see pictures squashed as a whole ({', '.join(other)}): not here")
 session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
 
 for name in pictures:

@@ -32,6 +32,7 @@ VERBS = [
     "calibrate",
     "inspect",
     "export",
+    "sign",
     "report",
     "benchmark",
     "reproduce",

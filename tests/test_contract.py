@@ -139,6 +139,8 @@ def test_every_engine_says_what_torch_says(
     rounding = 8 * np.finfo(np.float32).eps * np.abs(torchs.score)
     assert (np.abs(torchs.score - others.score) <= np.maximum(TOLERANCE * model.calibration.scale, rounding)).all()
     assert np.abs(torchs.map - others.map).max() <= TOLERANCE * np.abs(torchs.map).max()
+    verdicts = [[model.calibration.verdict([float(s)]) for s in found.score] for found in (torchs, others)]
+    assert verdicts[0] == verdicts[1]
 
 
 def test_the_same_seed_gives_the_same_scores(

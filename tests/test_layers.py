@@ -33,7 +33,7 @@ TRAINING = {"torch", "torchvision", "timm", "onnx", "onnxscript"}
 # The road of training; all else of `run` works at the line.
 NEEDS_TORCH = {f"run/{name}" for name in ("fit", "train", "store", "feed", "demo", "parallel", "estimate")}
 NEEDS_TORCH |= {"run/distill", "run/roles", "run/cost", "run/explain", "run/figures", "run/epochs", "run/spread"}
-NEEDS_TORCH |= {"run/watch"}
+NEEDS_TORCH |= {"run/watch", "run/fitting"}
 BLOCKED = f"""
 import sys
 

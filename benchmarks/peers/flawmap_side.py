@@ -109,7 +109,7 @@ def judge(job: dict[str, Any]) -> dict[str, Any]:
     from PIL import Image
 
     from flawmap.images.decode import read_mask
-    from flawmap.run.model import enlarge
+    from flawmap.images.tiles import enlarge
     from flawmap.verdict.metrics import auroc
     from flawmap.verdict.pixels import PixelMetrics
 

@@ -23,7 +23,7 @@ GOOD = "good"
 class Sample:
     """One picture and what is known of it."""
 
-    source: Path | np.ndarray  # a file, or the pixels: (H, W) or (H, W, 3|4), uint8 or uint16
+    source: Path | bytes | np.ndarray  # a file, its bytes, or the pixels: (H, W) or (H, W, 3|4), uint8 or uint16
     name: str  # its path relative to the data's root with "/" between, or the name given to an array
     part: str  # the thing shown: several views of it share this
     split: Literal["train", "test"] = "train"

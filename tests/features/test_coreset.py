@@ -10,6 +10,7 @@ from scipy.stats import chi2
 from torch import Tensor
 
 from flawmap.errors import DataError
+from flawmap.features import coreset
 from flawmap.features.coreset import Reservoir, k_centre
 
 
@@ -29,12 +30,44 @@ def _greedy(rows: np.ndarray, keep: int, first: int) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("n", "d", "keep"), [(50, 3, 50), (300, 8, 40), (1000, 2, 300), (5000, 5, 700), (9000, 16, 150)]
+    ("n", "d", "keep"), [(1, 3, 1), (50, 3, 50), (300, 8, 40), (1000, 2, 300), (5000, 5, 700), (9000, 16, 150)]
 )
 def test_it_chooses_what_the_plain_loop_chooses(n: int, d: int, keep: int) -> None:
     rows = _rows(n, d, seed=n)
     chosen = k_centre(rows, keep, seed=0).tolist()
     assert chosen == _greedy(rows.numpy(), keep, chosen[0])
+
+
+@pytest.mark.parametrize("blocks", [(40, 7), (7, 1), (8192, 512)])
+def test_the_sizes_of_the_blocks_decide_nothing(monkeypatch: pytest.MonkeyPatch, blocks: tuple[int, int]) -> None:
+    monkeypatch.setattr(coreset, "BLOCKS", blocks)
+    monkeypatch.setattr(coreset, "SPAN", 16)
+    monkeypatch.setattr(coreset, "WIDE", 5)
+    rows = _rows(600, 4, seed=21)
+    chosen = k_centre(rows, 80, seed=0).tolist()
+    assert chosen == _greedy(rows.numpy(), 80, chosen[0])
+
+
+def test_in_clusters_with_copies_it_chooses_what_the_plain_loop_chooses() -> None:
+    """Bounds that fall at once by much, and rows that are there many times."""
+    clusters = _rows(30, 6, seed=22, scale=10).repeat_interleave(200, 0) + _rows(6000, 6, seed=23, scale=0.1)
+    rows = clusters[torch.randint(6000, (9000,), generator=torch.Generator().manual_seed(0))]
+    chosen = k_centre(rows, 400, seed=0)
+    plain = _greedy(rows.numpy(), 400, int(chosen[0]))
+    assert torch.equal(rows[chosen], rows[plain])
+
+
+@pytest.mark.parametrize("blocks", [(8192, 512), (50, 8), (1, 1)])
+def test_of_equally_far_rows_it_takes_the_first_as_the_plain_loop_does(
+    monkeypatch: pytest.MonkeyPatch, blocks: tuple[int, int]
+) -> None:
+    """A grid about the origin: whole numbers, so no rounding, and most distances are there many times."""
+    monkeypatch.setattr(coreset, "BLOCKS", blocks)
+    line = torch.arange(-5.0, 6.0, dtype=torch.float64)
+    rows = torch.cartesian_prod(line, line, line)
+    assert rows.mean() == 0
+    chosen = k_centre(rows, 300, seed=0).tolist()
+    assert chosen == _greedy(rows.numpy(), 300, chosen[0])
 
 
 def test_it_chooses_what_the_plain_loop_chooses_far_from_the_origin() -> None:
@@ -97,6 +130,14 @@ def test_copies_of_kept_rows_are_not_kept() -> None:
     chosen = k_centre(rows, 20, seed=0)
     assert len(chosen) == 5
     assert len(torch.unique(rows[chosen], dim=0)) == 5
+
+
+def test_where_most_rows_are_copies_the_others_are_kept_in_their_order() -> None:
+    """A dark background: fewer rows are left than a block holds, and what is no candidate stays out of it."""
+    rows = torch.cat([torch.zeros(3000, 4, dtype=torch.float64), _rows(60, 4, seed=24)])
+    chosen = k_centre(rows, 200, seed=0).tolist()
+    assert chosen[0] < 3000
+    assert chosen == _greedy(rows.numpy(), 61, chosen[0])
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -7.3])

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flawmap.errors import DataError, UsageError
-from flawmap.images.decode import WHITES, Intake, decode, probe, read_mask, white_level
+from flawmap.images.decode import WHITES, decode, probe, read_mask, white_level
+from flawmap.images.intake import Intake
 
 rng = np.random.default_rng(0)
 GREY_8 = rng.integers(0, 256, (5, 7), dtype=np.uint8)

@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms import CenterCrop, Resize
 
 from flawmap.errors import UsageError
-from flawmap.images.decode import Intake
+from flawmap.images.intake import Intake
 from flawmap.images.protocol import PRESETS, Protocol, protocol
 
 

@@ -251,6 +251,9 @@ def test_the_mean_of_views_is_the_score_of_a_part_everywhere(held: Model, paired
         assert entry.verdict == (Verdict.NOK if np.mean(own) > model.calibration.threshold else Verdict.OK)
 
 
+COSTS = {"escape_cost": 10.0, "reject_cost": 1.0, "defect_rate": 0.01}
+
+
 @pytest.mark.parametrize(
     ("wishes", "error", "words"),
     [
@@ -260,7 +263,14 @@ def test_the_mean_of_views_is_the_score_of_a_part_everywhere(held: Model, paired
         ({"policy": "manual"}, UsageError, "needs threshold"),
         ({"policy": "no-escape"}, DataError, "takes known defects, and there are none"),
         ({"policy": "no-escape", "false_alarm": 0.1}, UsageError, "false_alarm belongs to"),
-        ({"confidence": 2.0}, CalibrationError, "the confidence 2.0 is not a rate"),
+        ({"confidence": 2.0}, UsageError, "confidence is 2.0: give a rate between 0 and 1"),
+        ({"false_alarm": float("nan")}, UsageError, "false_alarm is nan: give a rate"),
+        ({"policy": "cost", **COSTS, "defect_rate": 0.0}, UsageError, "defect_rate is 0.0: give a rate"),
+        ({"policy": "cost", **COSTS, "escape_cost": -1.0}, UsageError, "escape_cost is -1.0: give a number above 0"),
+        ({"policy": "cost", **COSTS, "reject_cost": float("nan")}, UsageError, "reject_cost is nan: give a number"),
+        ({"policy": "cost", **COSTS, "review_cost": float("inf")}, UsageError, "review_cost is inf: give a number"),
+        ({"policy": "no-escape", "margin": 1.5}, UsageError, "margin is 1.5: give the share"),
+        ({"policy": "manual", "threshold": float("inf")}, UsageError, "threshold is inf: give a finite number"),
         ({"min_area_px": 0}, UsageError, "at least 1"),
         ({"min_area_mm2": 1.0}, UsageError, "together with the pitch"),
         ({"min_area_mm2": float("nan"), "pitch_mm": 1.0}, UsageError, "a least area of nan mm"),

@@ -12,11 +12,13 @@ import pytest
 from PIL import Image
 
 from flawmap.errors import GateError
-from flawmap.images.decode import Intake, decode
+from flawmap.images.decode import decode
+from flawmap.images.intake import Intake
 from flawmap.run.bundle import Bundle
 from flawmap.run.calibrate import calibrate
+from flawmap.run.deliver import export_bundle
 from flawmap.run.engine import OnnxEngine
-from flawmap.run.export import TOLERANCE, Golden, export_bundle, gate, golden_anew, judged_alone, near_threshold
+from flawmap.run.export import TOLERANCE, Golden, gate, golden_anew, judged_alone, near_threshold
 from flawmap.run.model import Model, load
 from flawmap.types import Prediction
 

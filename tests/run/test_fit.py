@@ -20,12 +20,14 @@ from PIL import Image
 from flawmap.cli import main
 from flawmap.detectors import create
 from flawmap.errors import CalibrationError, DataError, UsageError
-from flawmap.images.decode import Intake, decode
+from flawmap.images.decode import decode
 from flawmap.images.folder import find, sha256
+from flawmap.images.intake import Intake
 from flawmap.images.split import folds
 from flawmap.run import export
 from flawmap.run.bundle import read
-from flawmap.run.fit import Fitting, fit
+from flawmap.run.fit import fit
+from flawmap.run.fitting import Fitting
 from flawmap.run.model import Model, load
 from flawmap.run.recipe import Recipe
 from flawmap.run.roles import CROSSED

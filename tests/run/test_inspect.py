@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from flawmap.errors import DataError, UsageError
 from flawmap.images.decode import decode
+from flawmap.run.bulk import listing
 from flawmap.run.calibrate import calibrate
 from flawmap.run.inspect import inspect
 from flawmap.run.model import Model
@@ -153,3 +157,132 @@ def test_a_model_that_is_not_calibrated_says_so_on_every_line(
     assert inspect(alone, [str(tmp_path)], as_json=True) == 0
     (row,) = _printed(capsys)
     assert (row["verdict"], row["p_value"], row["threshold"], row["policy"]) == (None, None, None, None)
+
+
+class _Pipe:
+    """Standard input that holds these bytes."""
+
+    closed = False
+
+    def __init__(self, content: bytes, terminal: bool = False) -> None:
+        self.buffer, self._terminal = io.BytesIO(content), terminal
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+def test_a_picture_from_standard_input_is_judged_as_the_file_is(
+    crossed: Model,
+    lots: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+):
+    picture = lots[1] / "000.png"
+    monkeypatch.setattr("sys.stdin", _Pipe(picture.read_bytes()))
+    wishes = {"maps": tmp_path / "maps", "overlay": tmp_path / "seen"}
+    assert inspect(crossed, ["-", str(lots[0] / "000.png")], as_json=True, **wishes) == 0
+    row, other = _printed(capsys)
+    assert (row["part"], row["views"][0]["name"], row["verdict"]) == ("stdin", "stdin", "NOK")
+    assert row["score"] == crossed.inspect(picture).score
+    assert (other["part"], other["verdict"]) == (str(lots[0] / "000.png"), "OK")
+    np.testing.assert_array_equal(np.load(tmp_path / "maps/stdin.npy"), crossed.inspect(picture).map)
+    assert decode(tmp_path / "seen/stdin.png").shape == (64, 64, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"", "empty"), (b"not a picture", "not a PNG"), (b"\x89PNG\r\n\x1a\ncut", "header cannot be read")],
+)
+def test_standard_input_that_is_no_picture_gets_no_verdict(
+    crossed: Model, content: bytes, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.stdin", _Pipe(content))
+    assert inspect(crossed, ["-"], as_json=True) == 3
+    captured = capsys.readouterr()
+    assert json.loads(captured.out)["verdict"] is None
+    assert captured.err.startswith("flawmap: stdin: no verdict: ")
+    assert words in captured.err
+
+
+def test_standard_input_that_cannot_be_meant_is_refused(
+    crossed: Model, lots: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("sys.stdin", _Pipe(b"", terminal=True))
+    with pytest.raises(UsageError, match="is a terminal; pipe a picture in"):
+        inspect(crossed, ["-"])
+    with pytest.raises(UsageError, match="given twice"):
+        inspect(crossed, ["-", "-"])
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(UsageError, match="is closed"):
+        inspect(crossed, ["-"])
+    monkeypatch.chdir(lots[0])
+    (lots[0] / "000.png").rename("stdin")
+    monkeypatch.setattr("sys.stdin", _Pipe((lots[0] / "001.png").read_bytes()))
+    with pytest.raises(UsageError, match="stdin is given twice"):
+        inspect(crossed, ["-", "stdin"])
+
+
+def test_standard_input_without_an_end_is_refused(crossed: Model, monkeypatch: pytest.MonkeyPatch):
+    small = Model(crossed.bundle)
+    monkeypatch.setattr(small, "intake", replace(crossed.intake, max_mpx=0.01))
+    monkeypatch.setattr("sys.stdin", _Pipe(b"\xff\xd8\xff" + bytes(2**26 + 100_000)))
+    with pytest.raises(DataError, match="stdin: more than 67188864 bytes"):
+        inspect(small, ["-"])
+
+
+def test_a_picture_given_twice_is_refused(crossed: Model, lots: tuple[Path, Path], tmp_path: Path):
+    lot = str(lots[0])
+    (tmp_path / "link").symlink_to(lot)
+    for twice in (
+        [lot, lot],
+        [lot, f"{lot}/000.png"],
+        [f"{lot}/000.png"] * 2,
+        [lot, f"{lots[1]}/../monday"],
+        [lot, str(tmp_path / "link")],
+        [str(tmp_path), lot],
+    ):
+        with pytest.raises(UsageError, match="is given twice, by itself or in a folder; give every picture once"):
+            inspect(crossed, twice)
+        with pytest.raises(UsageError, match="is given twice"):
+            listing(twice)
+
+
+def test_pictures_that_several_cameras_took_of_a_part_are_its_views(
+    held: Model, lots: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+):
+    """Also where the whole name is the part. A view that is missing is an error of that part alone."""
+    cameras = [str(lot) for lot in lots]
+    for pattern, names in ((r"(.+)", [f"00{i}.png" for i in range(6)]), (r"^(\d+)", [f"00{i}" for i in range(6)])):
+        assert inspect(held, cameras, part_pattern=pattern, as_json=True) == 0
+        found = _printed(capsys)
+        assert [row["part"] for row in found] == names
+        assert all(len(row["views"]) == 2 for row in found)
+        assert listing(cameras, pattern).parts == [name for name in names for _ in range(2)]
+    (lots[1] / "003.png").unlink()
+    assert inspect(held, cameras, part_pattern=r"(.+)", as_json=True) == 1
+    found = _printed(capsys)
+    assert [row["part"] for row in found if row["verdict"] is None] == ["003.png"]
+    assert "judges parts of 2 views, this part has 1" in found[3]["error"]
+
+
+def test_pictures_that_differ_in_the_suffix_have_maps_of_their_own(
+    crossed: Model, lots: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    lot = lots[0]
+    (lot / "a").mkdir()
+    for name in ("000.bmp", "a_b.png", "a/b.png"):
+        Image.open(lot / "001.png").save(lot / name)
+    assert inspect(crossed, [str(lot)], maps=tmp_path / "maps", as_json=True) == 0
+    found = [path.name for path in (tmp_path / "maps").iterdir()]
+    assert {"000.npy", "000.png.npy", "a_b.npy", "a_b.png.npy"} <= set(found)
+    assert len(found) == len(_printed(capsys)) == 9
+
+
+def test_a_name_makes_no_line_of_its_own(crossed: Model, lots: tuple[Path, Path], capsys: pytest.CaptureFixture[str]):
+    (lots[1] / "000.png").rename(lots[1] / "x\nOK  0.1  p 0.9  y.png")
+    assert inspect(crossed, [str(lots[1])]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6
+    assert all(line.startswith("NOK") for line in lines)
+    assert r"x\nOK  0.1  p 0.9  y.png" in lines[-1]

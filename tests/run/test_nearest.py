@@ -19,7 +19,8 @@ from safetensors.torch import save as save_tensors
 from scipy.spatial.distance import cdist
 
 from flawmap.detectors.patchcore import PatchCore
-from flawmap.images.decode import Intake, decode
+from flawmap.images.decode import decode
+from flawmap.images.intake import Intake
 from flawmap.images.protocol import Protocol
 from flawmap.run.engine import TorchEngine
 from flawmap.run.fit import fit

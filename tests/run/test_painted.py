@@ -12,8 +12,8 @@ from PIL import Image
 
 from flawmap.detectors import create
 from flawmap.errors import DataError, UsageError
-from flawmap.images.decode import Intake
 from flawmap.images.folder import find
+from flawmap.images.intake import Intake
 from flawmap.run import feed as feeding
 from flawmap.run import train as training
 from flawmap.run.bundle import read

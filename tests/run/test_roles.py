@@ -10,7 +10,7 @@ import torch
 
 from flawmap.detectors.efficientad import EfficientAD
 from flawmap.errors import CalibrationError
-from flawmap.run.fit import Fitting
+from flawmap.run.fitting import Fitting
 from flawmap.run.recipe import Recipe
 from flawmap.run.roles import CALIBRATION, FIT, SCALE, Roles, roles
 from flawmap.types import Sample

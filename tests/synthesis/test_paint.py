@@ -462,7 +462,7 @@ def test_worker_processes_give_the_same_batches_as_none(
     preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flawmap.detectors import create
-    from flawmap.images.decode import Intake
+    from flawmap.images.intake import Intake
     from flawmap.run import feed as feeding
     from flawmap.types import Sample
 

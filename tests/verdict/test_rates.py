@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, RegressorMixin
 from statsmodels.stats.proportion import proportion_confint
 
 from flawmap.errors import CalibrationError
-from flawmap.verdict.rates import anywhere, at_least, clopper_pearson, least_parts, percent, rank, upper
+from flawmap.verdict.rates import FEW, anywhere, at_least, clopper_pearson, least_parts, percent, rank, upper
 
 
 @pytest.mark.parametrize(
@@ -139,3 +139,11 @@ def test_mapies_risk_control_of_false_alarms_never_goes_below_the_tolerance_rank
     assert valid
     assert min(valid) >= ours
     assert np.sum((scores > ours) & (scores < min(valid))) <= 5
+
+
+@pytest.mark.parametrize("hits", [0, 1, FEW - 1, FEW, FEW + 1])
+@pytest.mark.parametrize("n", [FEW + 2, 1000, 100_000])
+def test_the_limit_of_few_hits_of_many_is_the_beta_quantile_to_the_last_digits(hits, n):
+    for confidence in (0.05, 0.5, 0.95, 0.9999):
+        exact = stats.beta.ppf(confidence, hits + 1, n - hits)
+        assert upper(hits, n, confidence) == pytest.approx(exact, rel=1e-11)

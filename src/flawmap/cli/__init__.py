@@ -14,7 +14,8 @@ from flawmap.errors import FlawmapError, MissingExtra, UsageError
 INTERRUPTED = 130
 VERBS = (
     *(models.demo, models.fit, models.distill, models.evaluate, models.calibrate, models.inspect, models.export),
-    *(models.report, studies.benchmark, studies.reproduce, studies.data, studies.doctor, studies.list_methods),
+    *(models.sign, models.report, studies.benchmark, studies.reproduce, studies.data, studies.doctor),
+    studies.list_methods,
 )
 
 

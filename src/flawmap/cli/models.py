@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from flawmap.cli.words import about_data, add_verb, show
+from flawmap.cli.words import about_data, about_key, about_view, add_verb, show, view
 from flawmap.errors import UsageError
 
 
@@ -48,6 +48,7 @@ def fit(verbs: Any) -> None:
     verb.add_argument("--shots", type=int, metavar="K", help="fit on so many good parts only")
     verb.add_argument("--draw", type=int, default=0, help="which draw of them: 0")
     verb.add_argument("--protocol", default="plain", help="plain, patchcore-crop or simplenet-crop; default: plain")
+    about_view(verb)
     verb.add_argument("--out", type=Path, default=Path("runs"), metavar="DIR", help="where runs go; default: runs")
     verb.add_argument("--device", default="auto", help="auto, cpu or cuda")
     verb.add_argument("--resume", action="store_true", help="go on with the newest stopped run of the same recipe")
@@ -77,6 +78,7 @@ def _run_fit(args: argparse.Namespace) -> None:
         device=args.device,
         resume=args.resume_run or args.resume,
         protocol=args.protocol,
+        **view(args),
     )
     if os.environ.get("RANK", "0") != "0":
         return  # of several processes that train together, the first one speaks
@@ -116,6 +118,7 @@ def evaluate(verbs: Any) -> None:
     verb.add_argument("--tsne", action="store_true", help="lay the pictures out in the report (needs torch)")
     verb.add_argument("--acceptance", action="store_true", help="also escapes by kind and size, agreement, gauge R&R")
     verb.add_argument("--trial-pattern", metavar="REGEX", help="with --acceptance: its group in a name is the trial")
+    about_key(verb)
     about_data(verb)
 
 
@@ -125,7 +128,7 @@ def _run_evaluate(args: argparse.Namespace) -> None:
 
     if args.trial_pattern is not None and not args.acceptance:
         raise UsageError("--trial-pattern goes with --acceptance")
-    model = load(args.bundle)
+    model = load(args.bundle, key=args.key)
     out = args.out or args.bundle.resolve().parent / "evaluation"
     how = {name: getattr(args, name) for name in ("part_pattern", "skip_bad", "protocol", "tsne")}
     accepted, words = {}, {}
@@ -189,11 +192,12 @@ def _run_calibrate(args: argparse.Namespace) -> None:
 def inspect(verbs: Any) -> None:
     verb = add_verb(verbs, "inspect", _run_inspect, "judge pictures: one line a part (with --json one object a line)")
     verb.add_argument("bundle", type=Path)
-    verb.add_argument("pictures", nargs="+", help="files, folders or lists")
+    verb.add_argument("pictures", nargs="+", help="files, folders or lists; -: one from standard input")
     verb.add_argument("--overlay", type=Path, metavar="DIR", help="write each picture with its map over it")
     verb.add_argument("--maps", type=Path, metavar="DIR", help="write each map as .npy, float32")
     verb.add_argument("--part-pattern", metavar="REGEX", help="its first group in a picture's name is the part shown")
     verb.add_argument("--engine", default="onnx", help="onnx, openvino or torch; default: onnx")
+    about_key(verb)
     verb.add_argument("--out", type=Path, metavar="DIR", help="Parquet tables instead of lines, by workers; resumed")
     verb.add_argument("--workers", type=int, metavar="N", help="with --out: processes; default: one a core")
     verb.add_argument("--save-maps", action="store_true", help="with --out: keep each map, float16, network's size")
@@ -209,7 +213,7 @@ def _run_inspect(args: argparse.Namespace) -> int:
     if alone := [word for word in ("workers", "save_maps", "ray") if getattr(args, word)]:
         raise UsageError(f"--{alone[0].replace('_', '-')} goes with --out")
     return inspect(
-        load(args.bundle, args.engine),
+        load(args.bundle, args.engine, args.key),
         args.pictures,
         part_pattern=args.part_pattern,
         overlay=args.overlay,
@@ -223,6 +227,10 @@ def _run_inspect_bulk(args: argparse.Namespace) -> int:
 
     if args.overlay or args.maps:
         raise UsageError("--overlay and --maps write a file a picture; with --out, --save-maps keeps the maps")
+    if "-" in args.pictures:
+        raise UsageError("- is a picture from standard input; --out takes files, folders and lists")
+    if args.key is not None:
+        os.environ["FLAWMAP_KEY"] = str(args.key.resolve())  # for the workers, which read the bundle again
     found, code = inspect_bulk(
         args.bundle,
         args.pictures,
@@ -240,13 +248,49 @@ def _run_inspect_bulk(args: argparse.Namespace) -> int:
 def export(verbs: Any) -> None:
     verb = add_verb(verbs, "export", _run_export, "make the ONNX graph anew from the weights, through the parity gate")
     verb.add_argument("bundle", type=Path)
-    verb.add_argument("--out", type=Path, required=True, metavar="DIR", help="model.onnx and what it takes to use it")
+    verb.add_argument(
+        "--out", type=Path, required=True, metavar="PATH", help="a folder, or the file of --format bundle"
+    )
+    verb.add_argument("--engine", help="onnx or openvino: which one will judge; default: as the bundle was calibrated")
+    verb.add_argument("--precision", help="fp32 or int8 (static, QDQ); default: as the bundle is")
+    verb.add_argument("--format", default="folder", help="folder, bundle or triton (a model repository)")
+    verb.add_argument("--name", help="of triton: the model's name; default: the bundle's")
+    verb.add_argument("--pictures", metavar="DATA", help="of int8: where the pictures lie that the bundle was made of")
+    verb.add_argument(
+        "--fresh", metavar="DATA", help="of int8: good parts that the model has not seen, to calibrate by"
+    )
+    verb.add_argument("--part-pattern", metavar="REGEX", help="its first group in a picture's name is the part shown")
+    verb.add_argument("--loss", type=float, metavar="X", help="of int8: at most so much of the I-AUROC; default 0.01")
+    verb.add_argument("--flips", type=float, metavar="SHARE", help="of int8: at most so many verdicts; default 0.05")
 
 
 def _run_export(args: argparse.Namespace) -> None:
-    from flawmap.run.export import export_bundle
+    from flawmap.run.deliver import export_bundle
 
-    show(args, export_bundle(args.bundle, args.out))
+    asked = {"engine": args.engine, "kind": args.precision, "form": args.format, "name": args.name}
+    asked |= {"pictures": args.pictures, "fresh": args.fresh, "part_pattern": args.part_pattern}
+    show(args, export_bundle(args.bundle, args.out, **asked, most_lost=args.loss, most_flipped=args.flips))
+
+
+def sign(verbs: Any) -> None:
+    verb = add_verb(verbs, "sign", _run_sign, "sign a bundle, so that others know who made it; or make a pair of keys")
+    verb.add_argument("bundle", type=Path, nargs="?")
+    verb.add_argument("--key", type=Path, metavar="PEM", help="the private key to sign with")
+    verb.add_argument("--save", type=Path, metavar="FILE", help="the signed bundle; default: in its place")
+    verb.add_argument("--new-key", type=Path, metavar="DIR", help="write private.pem and public.pem here, and no more")
+
+
+def _run_sign(args: argparse.Namespace) -> None:
+    from flawmap.run.sign import new_key, sign
+
+    if args.new_key is not None:
+        if args.bundle or args.key or args.save:
+            raise UsageError("--new-key makes a pair of keys and signs nothing: give it alone")
+        show(args, new_key(args.new_key))
+        return
+    if args.bundle is None or args.key is None:
+        raise UsageError("give a bundle and the private key to sign it with: flawmap sign BUNDLE --key private.pem")
+    show(args, sign(args.bundle, args.key, args.save))
 
 
 def report(verbs: Any) -> None:

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from flawmap.cli.words import add_verb, show
+from flawmap.cli.words import about_key, add_verb, show
 from flawmap.errors import UsageError
 
 
@@ -129,12 +129,13 @@ def doctor(verbs: Any) -> None:
         verbs, "doctor", _run_doctor, "what is installed here, and whether a bundle says here what it said there"
     )
     verb.add_argument("bundle", type=Path, nargs="?")
+    about_key(verb)
 
 
 def _run_doctor(args: argparse.Namespace) -> int:
     from flawmap.run.doctor import doctor
 
-    found, sound = doctor(args.bundle)
+    found, sound = doctor(args.bundle, args.key)
     show(args, found)
     return 0 if sound else 4
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from flawmap.errors import UsageError
@@ -20,6 +21,43 @@ def add_verb(verbs: Any, name: str, run: Any, text: str, **more: Any) -> argpars
 def about_data(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--part-pattern", metavar="REGEX", help="its first group in a picture's name is the part shown")
     verb.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be used, and list them")
+
+
+def about_key(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("--key", type=Path, metavar="PEM", help="refuse what was not signed with its private half")
+
+
+def about_view(verb: argparse.ArgumentParser) -> None:
+    """What of a picture is seen, and how it is cut."""
+    verb.add_argument("--tile", type=int, metavar="PX", help="cut pictures into squares at their own resolution")
+    verb.add_argument("--overlap", type=int, metavar="PX", help="of tiles, at least; default: an eighth of a tile")
+    verb.add_argument("--scales", metavar="S,S", help="cut into tiles at these shares of the picture's size: 1,0.5")
+    verb.add_argument("--roi", metavar="L,T,R,B", help="see this rectangle only: left, top, right, bottom in pixels")
+    verb.add_argument(
+        "--ignore", action="append", metavar="POLYGON", help='black out a polygon: "x,y x,y x,y"; may be given often'
+    )
+
+
+def view(args: argparse.Namespace) -> dict[str, Any]:
+    """tile, overlap, scales, roi, ignore. UsageError: one cannot be read."""
+    polygons = [[_numbers(corner, float, "--ignore", 2) for corner in text.split()] for text in args.ignore or ()]
+    return {
+        "tile": args.tile,
+        "overlap": args.overlap,
+        "scales": args.scales and _numbers(args.scales, float, "--scales"),
+        "roi": args.roi and _numbers(args.roi, int, "--roi", 4),
+        "ignore": polygons or None,
+    }
+
+
+def _numbers(text: str, kind: type, what: str, count: int | None = None) -> list[Any]:
+    try:
+        found = [kind(word) for word in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or len(found) != (count or len(found)):
+        raise UsageError(f"{what} {text!r}: give {count or 'some'} numbers with a comma between two")
+    return found
 
 
 def tied(parser: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:

@@ -1,16 +1,18 @@
 """A bounded, seeded sample of patches, and the greedy k-centre coreset of it.
 
-N patches  M of them kept  D their length  L candidates looked at together
+N patches  M of them kept  D their length  E = D + 1  L candidates looked at together
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from flawmap.errors import DataError
+
+BLOCKS = (8192, 512)  # rows that are looked at together, and those of them that are searched by the plain loop
+SPAN = 512  # rows whose last measuring lies within so many centres are measured together
+WIDE = 512  # centres in one matrix product
 
 
 class Reservoir:
@@ -65,64 +67,79 @@ def k_centre(patch_ND: Tensor, keep: int, *, seed: int, projection: int = 0) -> 
 
 
 class _Search:
+    """Squared distances are one matrix product, (x, 1) times (-2 c, |c|^2), and |x|^2 is added to the least of a row.
+
+    It holds a copy of the rows and of the centres, one number a row longer, and products of at most
+    max(N, BLOCKS[0]) x WIDE in passing (the first of all N rows is with one centre alone).
+    """
+
     def __init__(self, patch_ND: Tensor, keep: int) -> None:
-        self.patch_ND, self.norm_N = patch_ND, patch_ND.square().sum(dim=1)
+        N, D = patch_ND.shape
+        self.patch_NE = torch.cat([patch_ND, patch_ND.new_ones(N, 1)], dim=1)
+        self.norm_N = patch_ND.square().sum(dim=1)
         if not torch.isfinite(self.norm_N).all():
             raise DataError("a feature of a good picture is not a finite number: check the backbone's weights")
         # Closer than float rounding of expanded norms can tell: a copy of a row that is kept already.
         self.copy = 16 * torch.finfo(patch_ND.dtype).eps * float(self.norm_N.max())
-        self.keep, self.chosen = keep, patch_ND.new_empty(0, dtype=torch.long)
+        self.keep, self.chosen = keep, list[int]()
+        self.centre_ME = patch_ND.new_empty(keep, D + 1)
         self.bound_N = torch.full_like(self.norm_N, torch.inf)  # squared distance to the centres measured so far
-        self.measured_N = torch.zeros(
-            len(patch_ND), dtype=torch.long, device=patch_ND.device
-        )  # how many centres those are
+        self.measured_N = torch.zeros_like(self.norm_N, dtype=torch.long)  # how many centres those are
 
     def run(self, first: int) -> Tensor:
-        self.chosen = torch.tensor([first], device=self.patch_ND.device)
-        self._measure(torch.arange(len(self.patch_ND), device=self.patch_ND.device))
-        while len(self.chosen) < self.keep and float(self.bound_N.max()) > self.copy:
-            look = min(4096, len(self.bound_N))
-            _, row_L = torch.topk(self.bound_N, look, sorted=False)
-            self._measure(row_L)
-            self._choose(row_L)
-        return self.chosen
+        self._keep(first)
+        self._take(torch.arange(len(self.norm_N), device=self.norm_N.device), -torch.inf, BLOCKS)
+        return torch.tensor(self.chosen, device=self.norm_N.device)
 
-    def _choose(self, row_L: Tensor) -> None:
-        """Takes centres among the candidates for as long as the farthest of all rows must be one of them."""
-        outside_N = self.bound_N.clone()
-        outside_N[row_L] = -1.0
-        rest = float(outside_N.max())
-        patch_LD, norm_L, bound_L = self.patch_ND[row_L], self.norm_N[row_L], self.bound_N[row_L]
-        fresh: list[int] = []
-        while len(self.chosen) + len(fresh) < self.keep:
+    def _take(self, row_L: Tensor, rest: float, blocks: tuple[int, ...]) -> None:
+        """Takes centres among these rows for as long as the farthest of all rows must be one of them.
+
+        rest    no other row is farther than that
+        blocks  how many of the rows to look at together, and how many of those again
+        """
+        self._measure(row_L)
+        if not blocks:
+            return self._choose(row_L, rest)
+        while len(self.chosen) < self.keep:
+            bound_L = self.bound_N[row_L]
+            far = float(bound_L.max())
+            if far < rest or far <= self.copy:
+                return None
+            # All rows that are as far as the last one of the block are in it too, so that the first of equals is found.
+            cut = float(bound_L.topk(min(blocks[0], len(row_L)), sorted=False).values.min())
+            self._take(row_L[(bound_L >= cut) & (bound_L > self.copy)], max(rest, cut), blocks[1:])
+        return None
+
+    def _choose(self, row_L: Tensor, rest: float) -> None:
+        """The plain loop over a few rows."""
+        patch_LE, norm_L, bound_L = self.patch_NE[row_L], self.norm_N[row_L], self.bound_N[row_L]
+        while len(self.chosen) < self.keep:
             far = int(bound_L.argmax())
-            if float(bound_L[far]) <= self.copy or float(bound_L[far]) < rest:
+            if (gap := float(bound_L[far])) < rest or gap <= self.copy:
                 break
-            fresh.append(int(row_L[far]))
-            gap_L = norm_L + norm_L[far] - 2 * (patch_LD @ patch_LD[far])
-            gap_L[far] = 0.0
-            torch.minimum(bound_L, gap_L.clamp_(min=0), out=bound_L)
-        self.chosen = torch.cat([self.chosen, torch.tensor(fresh, dtype=torch.long, device=row_L.device)])
+            centre_E = self._keep(int(row_L[far]))
+            torch.minimum(bound_L, (patch_LE @ centre_E).add_(norm_L).clamp_(min=0), out=bound_L)
+            bound_L[far] = 0.0
         self.bound_N[row_L] = bound_L
         self.measured_N[row_L] = len(self.chosen)
+
+    def _keep(self, row: int) -> Tensor:
+        centre_E = self.centre_ME[len(self.chosen)]
+        centre_E[:-1], centre_E[-1] = -2 * self.patch_NE[row, :-1], self.norm_N[row]
+        self.chosen.append(row)
+        self.bound_N[row] = 0.0
+        return centre_E
 
     def _measure(self, row_L: Tensor) -> None:
         """Brings the bounds of these rows up to all centres chosen so far."""
         total = len(self.chosen)
-        stale_L = self.measured_N[row_L]
-        centre_MD, centre_M = self.patch_ND[self.chosen], self.norm_N[self.chosen]
-        # Rows that were measured at about the same time go together: one matrix product a group.
-        for low, high in _spans(stale_L, total):
-            group_L = row_L[(stale_L >= low) & (stale_L < high)]
-            gap_LM = self.norm_N[group_L][:, None] + centre_M[low:] - 2 * (self.patch_ND[group_L] @ centre_MD[low:].T)
-            nearest_L = gap_LM.clamp_(min=0).min(dim=1).values if gap_LM.shape[1] else self.bound_N[group_L]
-            self.bound_N[group_L] = torch.minimum(self.bound_N[group_L], nearest_L)
-        self.bound_N[self.chosen] = 0.0
+        age_L = self.measured_N[row_L] // SPAN
+        # Rows that were measured at about the same time go together.
+        for age in torch.unique(age_L).tolist():
+            group_L = row_L[age_L == age]
+            patch_LE, norm_L, bound_L = self.patch_NE[group_L], self.norm_N[group_L], self.bound_N[group_L]
+            for low in range(age * SPAN, total, WIDE):
+                gap_LM = patch_LE @ self.centre_ME[low : min(low + WIDE, total)].T
+                torch.minimum(bound_L, gap_LM.amin(dim=1).add_(norm_L).clamp_(min=0), out=bound_L)
+            self.bound_N[group_L] = bound_L
         self.measured_N[row_L] = total
-
-
-def _spans(stale_L: Tensor, total: int) -> Iterable[tuple[int, int]]:
-    """Ranges of "centres measured so far" that hold some of the rows, about 256 centres wide."""
-    for low in sorted({int(n) // 256 * 256 for n in torch.unique(stale_L).tolist()}):
-        if low < total:
-            yield low, min(low + 256, total)

@@ -1,8 +1,9 @@
-"""From a file's bytes to the network's input: the one road, walked in fitting and at the line alike.
+"""From a file's bytes to pixels: the one road, walked in fitting and at the line alike (on to the network: intake.py).
 
 Read are PNG, JPEG, BMP and single-page TIFF, in grey, palette or RGB, 8 or 16 bits a channel; and arrays. The rules:
 
-size        more than `max_mpx` megapixels are refused from the header, before anything is decoded
+size        more than `max_mpx` megapixels, or 65,535 pixels a side, are refused from the header, before anything is
+            decoded
 colour      grey is repeated three times, a palette is looked up, 1-bit becomes 0 and 255; CMYK, float, 32-bit and
             signed pictures are refused
 alpha       an opaque alpha channel is dropped; otherwise the picture is laid over black (rounded); a picture that is
@@ -13,18 +14,19 @@ turning     the EXIF orientation is applied
 depth       one model, one depth: 8-bit and 16-bit pictures are never mixed, because their scales differ
 resizing    Pillow's bilinear filter, antialiased, in the picture's own depth (16-bit: in float)
 
-A truncated file is an error. Damage that leaves a valid stream (a flipped bit inside a JPEG) cannot be seen here.
+A truncated file is an error, and so is one whose data end before its last pixel (whole.py). Damage that leaves a valid
+stream (a flipped bit inside a JPEG) cannot be seen here.
 """
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -35,11 +37,13 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from flawmap.errors import DataError, UsageError
+from flawmap.images.whole import load, refuse_uncovered
 
 Source = Path | str | bytes | np.ndarray
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"}
 MAX_MPX = 64.0
+MOST_SIDE = 65_535  # as of JPEG: borders of regions are walked pixel by pixel
 MOST_ID = 15  # masks up to this value hold 0 and 1, or the ids of classes, as VisA's do
 WHITES = (1023, 4095, 16383, 65535)
 # The readers are called directly: Image.open would hold the picture against Pillow's global bomb limit, not ours.
@@ -54,6 +58,8 @@ MODES_16 = {"I;16", "I;16B", "I;16L"}
 RAW_16 = {f"{colour};16{order}" for colour in ("RGB", "RGBX", "RGBA") for order in "BLN"} | {"LA;16B"}
 OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANAR, TIFF_FORMAT = 258, 262, 284, 339
+TURNED = 0x0112  # the EXIF tag of orientation
+NOTES = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG that can turn it
 RESAVE = "save it as a grey or RGB PNG of 8 or 16 bits"
 
 
@@ -77,9 +83,24 @@ def probe(source: Source, max_mpx: float = MAX_MPX) -> Header:
             return _open(file, max_mpx)[1]
 
 
+def size_of(source: Source, max_mpx: float = MAX_MPX) -> tuple[int, int]:
+    """Height and width as decoded; from the header where no EXIF can have turned them."""
+    header = probe(source, max_mpx)
+    turned = False
+    if header.format not in ("array", "BMP") and header.height != header.width and not isinstance(source, np.ndarray):
+        with _blame(source), _handle(source) as file:
+            if header.format == "PNG":  # its EXIF can follow the pixels, and Pillow would look for it by decoding them
+                content = file.read()
+                turned = any(note in content for note in NOTES)
+            else:
+                turned = READERS[header.format][1](file).getexif().get(TURNED, 1) > 4
+    high, wide = decode(source, max_mpx).shape[:2] if turned else (header.height, header.width)
+    return high, wide
+
+
 def decode(source: Source, max_mpx: float = MAX_MPX) -> np.ndarray:
     """(H, W, 3) uint8 or uint16 by the rules above; may share memory with an array that was given."""
-    pixels = np.asarray(_pixels(source, max_mpx))
+    pixels = np.asarray(read_pixels(source, max_mpx))
     return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
 
 
@@ -99,7 +120,7 @@ def read_mask(source: Source | tuple[Source, ...], size_hw: tuple[int, int], of:
         return np.logical_or.reduce([read_mask(each, size_hw, of) for each in source])
     if isinstance(source, np.ndarray) and source.dtype == bool:
         source = source.astype(np.uint8)
-    values = np.asarray(_pixels(source, max(MAX_MPX, size_hw[0] * size_hw[1] / 1e6)))
+    values = np.asarray(read_pixels(source, max(MAX_MPX, size_hw[0] * size_hw[1] / 1e6)))
     values = values if values.ndim == 2 else values.max(axis=2)
     if values.shape != tuple(size_hw):
         raise DataError(
@@ -114,117 +135,6 @@ def white_level(peak: int) -> int:
     return next(white for white in WHITES if white >= peak)
 
 
-@dataclass(frozen=True, slots=True)
-class Intake:
-    """How a model takes its pictures: part of the bundle, so that the line scales as the fit did."""
-
-    size: tuple[int, int]  # height, width of the network's input
-    white: int | None = None  # the 16-bit level that counts as 1.0; None: fitted on 8-bit pictures
-    max_mpx: float = MAX_MPX
-    resize: int | None = None  # the shorter side becomes so long and the middle `size` is seen; None: squashed
-
-    def __post_init__(self) -> None:
-        if self.resize is not None and not self.resize >= max(self.size):
-            raise UsageError(f"resize is {self.resize!r}; give pixels, no fewer than the size {self.size}, or None")
-        if len(self.size) != 2 or not all(isinstance(side, int) and side > 0 for side in self.size):
-            raise UsageError(f"size is {self.size!r}; give two positive integers, height and width")
-        if self.white is not None and self.white not in WHITES:
-            raise UsageError(f"white is {self.white!r}; give one of {', '.join(map(str, WHITES))}, or None for 8 bits")
-        if not self.max_mpx > 0:
-            raise UsageError(f"max_mpx is {self.max_mpx!r}; give a positive number of megapixels")
-
-    @classmethod
-    def fit(
-        cls,
-        sources: Iterable[Source],
-        size: tuple[int, int],
-        max_mpx: float = MAX_MPX,
-        resize: int | None = None,
-    ) -> Intake:
-        """Finds the depth and the white level in one pass; of 8-bit pictures only the headers are read."""
-        first: dict[int, str] = {}
-        peak = 0
-        for source in sources:
-            bits = probe(source, max_mpx).bits
-            first.setdefault(bits, label(source))
-            if len(first) == 2:
-                raise DataError(f"{first[16]} has 16 bits a channel and {first[8]} has 8: {ONE_DEPTH}")
-            if bits == 16:
-                peak = max(peak, int(decode(source, max_mpx).max()))
-        return cls((size[0], size[1]), white_level(peak) if 16 in first else None, max_mpx, resize)
-
-    def place(self, image: Image.Image, filter: Image.Resampling = Image.Resampling.BILINEAR) -> Image.Image:
-        """The picture, or its mask, as large as the network's input: squashed, or resized and cut to the middle."""
-        if self.resize is None:
-            return _resize(image, self.size, filter)
-        whole, (top, left) = self._scaled(image.height, image.width)
-        return _resize(image, whole, filter).crop((left, top, left + self.size[1], top + self.size[0]))
-
-    def seen(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom of what the network sees of a picture (height, width), in its own pixels."""
-        if self.resize is None:
-            return 0, 0, size[1], size[0]
-        whole, corner = self._scaled(*size)
-        ends = zip(size, whole, corner, self.size, strict=True)
-        (top, bottom), (left, right) = (
-            (round(first * own / scaled), round((first + length) * own / scaled)) for own, scaled, first, length in ends
-        )
-        return left, top, right, bottom
-
-    def _scaled(self, height: int, width: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Height and width before the crop, and its corner (top, left); rounding is torchvision's."""
-        assert self.resize is not None
-        short = min(height, width)
-        whole = (int(self.resize * height / short), int(self.resize * width / short))
-        return whole, (round((whole[0] - self.size[0]) / 2), round((whole[1] - self.size[1]) / 2))
-
-    def __call__(self, source: Source) -> tuple[np.ndarray, tuple[int, int]]:
-        """(3, height, width) float32 in [0, 1], C-contiguous, and the picture's own (height, width)."""
-        pixels = _pixels(source, self.max_mpx)
-        if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint16:
-            return self._scale_16(pixels, source), pixels.shape[:2]
-        if self.white is not None:
-            raise DataError(
-                f"{label(source)} has 8 bits a channel, this model was fitted on 16-bit pictures: {ONE_DEPTH}"
-            )
-        image = Image.fromarray(pixels) if isinstance(pixels, np.ndarray) else pixels
-        resized = np.asarray(self.place(image))
-        out = np.empty((3, *self.size), np.float32)
-        np.divide(resized if resized.ndim == 2 else resized.transpose(2, 0, 1), np.float32(255), out=out)
-        return out, (image.height, image.width)
-
-    def _scale_16(self, pixels: np.ndarray, source: Source) -> np.ndarray:
-        if self.white is None:
-            raise DataError(
-                f"{label(source)} has 16 bits a channel, this model was fitted on 8-bit pictures: {ONE_DEPTH}"
-            )
-        peak = int(pixels.max())
-        if peak > self.white:
-            raise DataError(
-                f"{label(source)} is brighter ({peak}) than the 16-bit white level {self.white} this model was fitted "
-                "with: expose as in fitting, or fit again with good pictures that are as bright"
-            )
-        planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        out = np.empty((3, *self.size), np.float32)
-        for channel, plane in enumerate(planes):
-            out[channel] = np.asarray(self.place(Image.fromarray(plane.astype(np.float32))))
-        out[len(planes) :] = out[0]
-        out /= np.float32(self.white)
-        return np.minimum(out, 1, out=out)  # the filter's weights may sum to a hair above 1
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"size": list(self.size)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Intake:
-        known = {field.name for field in fields(cls)}
-        values = {"resize": None, **values}  # bundles of before it was there
-        if set(values) != known:
-            raise UsageError(f"the intake has the fields {sorted(values)}; known are {sorted(known)}")
-        height, width = values["size"]
-        return cls((height, width), values["white"], values["max_mpx"], values["resize"])
-
-
 ONE_DEPTH = "their scales differ, so use one depth throughout, in fitting and at the line"
 
 
@@ -235,12 +145,7 @@ def label(source: Source) -> str:
     return f"picture of {len(source)} bytes" if isinstance(source, bytes) else str(source)
 
 
-def _resize(image: Image.Image, size: tuple[int, int], filter: Image.Resampling) -> Image.Image:
-    height, width = size
-    return image if image.size == (width, height) else image.resize((width, height), filter)
-
-
-def _pixels(source: Source, max_mpx: float) -> Image.Image | np.ndarray:
+def read_pixels(source: Source, max_mpx: float) -> Image.Image | np.ndarray:
     """L or RGB as Pillow's image (so that the hot road is copied once), else (H, W) or (H, W, 3) uint8 or uint16."""
     with _blame(source):
         if isinstance(source, np.ndarray):
@@ -252,6 +157,7 @@ def _pixels(source: Source, max_mpx: float) -> Image.Image | np.ndarray:
             image, header = _open(file, max_mpx)
             if header.bits == 16:
                 return _sixteen(image, file, max_mpx)
+            load(image)
             ImageOps.exif_transpose(image, in_place=True)
             if image.has_transparency_data:
                 return _over_black(np.asarray(image.convert("RGBA")))
@@ -304,12 +210,15 @@ def _open(file: BinaryIO, max_mpx: float) -> tuple[ImageFile, Header]:
     except SyntaxError as error:
         raise DataError(f"a {form} whose header cannot be read ({error}); {RESAVE}") from error
     _check_size(image.width, image.height, max_mpx)
+    refuse_uncovered(image)
     return image, Header(image.width, image.height, image.mode, _depth(image), form)
 
 
 def _check_size(width: int, height: int, max_mpx: float) -> None:
     if width * height == 0:
         raise DataError("has no pixels")
+    if max(width, height) > MOST_SIDE:
+        raise DataError(f"{width} x {height}: a side is longer than {MOST_SIDE} pixels; cut it into several pictures")
     if width * height > max_mpx * 1e6:
         raise DataError(
             f"{width} x {height} is {width * height / 1e6:.1f} megapixels, more than max_mpx = {max_mpx:g}; "
@@ -365,6 +274,7 @@ def _upright(image: ImageFile, raw: str | None = None) -> np.ndarray:
         image.tile = [
             tile._replace(args=(raw, *tile.args[1:]) if isinstance(tile.args, tuple) else raw) for tile in image.tile
         ]
+    load(image)
     ImageOps.exif_transpose(image, in_place=True)
     return np.asarray(image)
 

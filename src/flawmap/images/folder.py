@@ -73,6 +73,8 @@ def find(source: Origin, *, part_pattern: str | None = None, kind: str | None = 
         samples = _listed(source if source.ndim == 4 else [source], kind)
     elif not isinstance(source, Path | str):
         samples = _listed(source, kind)
+    elif str(source) == "":
+        raise UsageError("the name of a folder or file is empty; write . for the folder you are in")
     elif Path(source).is_dir():
         samples = _folder(Path(source), kind)
     elif not Path(source).exists():
@@ -90,6 +92,20 @@ def find(source: Origin, *, part_pattern: str | None = None, kind: str | None = 
             "parts are named by the data (parts.csv or a column part) and by part_pattern; use one of them"
         )
     return _match_parts(samples, part_pattern)
+
+
+def refuse_twice(paths: Iterable[Path | str]) -> None:
+    """UsageError: a file stands twice among those given, and would count as two views of its part."""
+    folders: dict[str, str] = {}
+    seen: set[str] = set()
+    for path in paths:
+        folder, name = os.path.split(path)
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        file = os.path.join(folders[folder], name)
+        if file in seen:
+            raise UsageError(f"{path} is given twice, by itself or in a folder; give every picture once")
+        seen.add(file)
 
 
 def strays(root: Path | str, samples: Iterable[Sample]) -> list[str]:
@@ -133,6 +149,8 @@ def check(
 
 def sha256(sample: Sample) -> str:
     """Of the file's bytes, or of an array's shape, type and bytes."""
+    if isinstance(sample.source, bytes):
+        return hashlib.sha256(sample.source).hexdigest()
     if isinstance(sample.source, Path):
         try:
             with sample.source.open("rb") as file:

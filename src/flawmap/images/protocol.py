@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from flawmap.errors import UsageError
-from flawmap.images.decode import Intake
+from flawmap.images.intake import Intake
 
 MASKS = {"nearest": "nearest neighbour", "area": "a pixel is a defect where more than half of it is"}
 PLACES = ("picture", "network")
@@ -54,7 +54,15 @@ class Protocol:
                 f"takes {intake.size[0]} px{f' of {intake.resize}' if intake.resize else ', no crop'}: fit it with the "
                 "same --protocol"
             )
-        return replace(self, size=intake.size[0] if intake.resize else self.size, resize=intake.resize).sentence
+        if intake.tile is None:
+            return replace(self, size=intake.size[0] if intake.resize else self.size, resize=intake.resize).sentence
+        if self.at == "network":
+            raise UsageError(
+                f"protocol {self.name} compares at the network's size, and this model sees tiles: use plain"
+            )
+        return (
+            f"Protocol {self.name}. Pictures cut into tiles of {intake.tile} px; maps and masks at the picture's size."
+        )
 
     @property
     def sentence(self) -> str:

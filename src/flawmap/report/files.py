@@ -16,7 +16,9 @@ def put(page: str, path: Path) -> Path:
         new.write_bytes(content)
         os.replace(new, path)
     except OSError as error:
-        raise FlawmapError(f"cannot write the page {path}: {error.strerror}; choose a folder you may write to") from error
+        raise FlawmapError(
+            f"cannot write the page {path}: {error.strerror}; choose a folder you may write to"
+        ) from error
     finally:
         if new.exists():
             new.unlink()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flawmap.errors import DataError, FlawmapError, UsageError
-from flawmap.images.folder import LAYOUT, PUBLISHED, _pictures, find
+from flawmap.images.folder import LAYOUT, PUBLISHED, _pictures, find, refuse_twice
 from flawmap.run.bundle import Bundle
 from flawmap.run.claim import claimed
 from flawmap.run.inspect import ORACLE
@@ -49,6 +49,8 @@ def inspect_bulk(
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers judge nothing; give 1 or more")
     model = load(bundle, engine)  # what is wrong with it is said before the folder is made
+    if maps and model.intake.tile is not None:
+        raise UsageError("maps of tiled models are as large as the pictures: write them with flawmap inspect --maps")
     if model.calibration and model.calibration.policy == "f1-oracle":
         say(f"flawmap: {bundle}: {ORACLE}")
     job = open_job(out, model.bundle, sources, engine=engine, part_pattern=part_pattern, maps=maps)
@@ -100,7 +102,8 @@ class Listing(NamedTuple):
 def listing(sources: Sequence[str], part_pattern: str | None = None) -> Listing:
     """All pictures of the sources: folders, lists or files, as `flawmap.images.folder.find` reads them.
 
-    Views of a part stand together, where the first of them was found. DataError, UsageError: as `find`.
+    Views of a part stand together, where the first of them was found. DataError, UsageError: as `find`;
+    UsageError: a picture is given twice.
     """
     names, paths, parts = [], [], []
     for source in sources:
@@ -108,7 +111,9 @@ def listing(sources: Sequence[str], part_pattern: str | None = None) -> Listing:
             full = path if len(sources) > 1 else name  # the same name in two folders is two pictures
             names.append(full)
             paths.append(os.path.abspath(path))
-            parts.append(full if part == name else part)
+            parts.append(full if part_pattern is None and part == name else part)
+    if len(sources) > 1:
+        refuse_twice(paths)
     rank: dict[str, int] = {}
     ranks = [rank.setdefault(part, len(rank)) for part in parts]
     if len(rank) < len(parts):

@@ -34,11 +34,19 @@ _OF = {  # which wishes belong to which policy
     "manual": {"threshold"},
     "f1-oracle": set(),
 }
+_RATE = (lambda value: 0 < value < 1, "a rate between 0 and 1, such as 0.01 for 1 %")
+_COST = (lambda value: 1e-12 <= value <= 1e12, "a number above 0, at most 1e12")
+_RANGES = {
+    **dict.fromkeys(("false_alarm", "confidence", "defect_rate"), _RATE),
+    **dict.fromkeys(("escape_cost", "reject_cost", "review_cost"), _COST),
+    "margin": (lambda value: 0 <= value <= 1, "the share of the way to the median good part, from 0 to 1"),
+    "threshold": (math.isfinite, "a finite number"),
+}
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What was asked for; None is not asked for. UsageError for a wish of another policy."""
+    """What was asked for; None is not asked for. UsageError for a wish of another policy, or one out of its range."""
 
     policy: str = "false-alarm"
     false_alarm: float | None = None  # of false-alarm: the rate
@@ -61,6 +69,10 @@ class Wishes:
         for name in needed.get(self.policy, ()):
             if getattr(self, name) is None:
                 raise UsageError(f"the policy {self.policy} needs {name}")
+        for name, (fits, words) in _RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not fits(value):
+                raise UsageError(f"{name} is {value}: give {words}")
 
 
 def calibrate(

@@ -31,7 +31,8 @@ from flawmap.errors import DataError, UsageError
 from flawmap.features.backbone import EMBEDDED, Backbone
 from flawmap.features.frozen import frozen
 from flawmap.features.patches import Embed
-from flawmap.images.decode import Intake, decode
+from flawmap.images.decode import decode
+from flawmap.images.intake import Intake
 from flawmap.run.claim import claimed
 from flawmap.run.engine import device_named
 from flawmap.run.feed import draw, grey, pictures_in

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from flawmap.errors import BundleError, MissingExtra, UsageError
+from flawmap.run.graph import precision
 from flawmap.types import Prediction
 
 TOLERANCE = 1e-4  # between two engines, of the score scale and of the map's
-MAX_GRAPH_BYTES = 2**31 - 1  # what one ONNX file without external data can hold
 
 
 class Engine(Protocol):
@@ -27,13 +27,12 @@ class Engine(Protocol):
 
 
 class OnnxEngine:
-    """The graph of a bundle in ONNX Runtime, on the CPU."""
+    """The graph of a bundle in ONNX Runtime, on the CPU. BundleError: it cannot be loaded, or names other files."""
 
     def __init__(self, graph: bytes, threads: int = 0) -> None:
         import onnxruntime
 
-        if len(graph) > MAX_GRAPH_BYTES:
-            raise BundleError(f"model.onnx has {len(graph)} bytes, more than one file may hold")
+        kind = precision(graph)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or _threads()
         options.log_severity_level = 3
@@ -41,7 +40,7 @@ class OnnxEngine:
             self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime raises classes of its own, made at run time
             raise BundleError(f"model.onnx cannot be loaded: {str(error).splitlines()[0]}") from error
-        self.name = f"onnxruntime {onnxruntime.__version__} cpu fp32"
+        self.name = f"onnxruntime {onnxruntime.__version__} cpu {kind}"
 
     def __call__(self, image_B3HW: np.ndarray) -> Prediction:
         return Prediction(*self._session.run(["map", "score"], {"image": image_B3HW}))
@@ -50,7 +49,8 @@ class OnnxEngine:
 class OpenVinoEngine:
     """The same graph in OpenVINO, on the CPU; needs the extra `openvino`.
 
-    In single precision: left to itself OpenVINO computes in bfloat16 where the processor can, which moves scores.
+    In single precision, but for what the graph itself has quantised: left to itself OpenVINO computes in bfloat16 where
+    the processor can, which moves scores.
     """
 
     def __init__(self, graph: bytes, threads: int = 0) -> None:
@@ -59,8 +59,7 @@ class OpenVinoEngine:
         except ImportError as error:
             raise MissingExtra("openvino", "openvino", "the engine openvino") from error
 
-        if len(graph) > MAX_GRAPH_BYTES:
-            raise BundleError(f"model.onnx has {len(graph)} bytes, more than one file may hold")
+        kind = precision(graph)
         hints = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads := threads or _threads():
             hints["INFERENCE_NUM_THREADS"] = str(threads)
@@ -69,11 +68,16 @@ class OpenVinoEngine:
             self._request = core.compile_model(core.read_model(model=graph), "CPU", hints).create_infer_request()
         except RuntimeError as error:
             raise BundleError(f"model.onnx cannot be loaded: {str(error).splitlines()[0]}") from error
-        self.name = f"openvino {openvino.__version__.split('-')[0]} cpu fp32"
+        self.name = f"openvino {openvino.__version__.split('-')[0]} cpu {kind}"
 
     def __call__(self, image_B3HW: np.ndarray) -> Prediction:
         found = self._request.infer({"image": image_B3HW})
         return Prediction(found["map"].copy(), found["score"].copy())  # the request's own memory is used again
+
+
+def engine_of(name: str) -> str:
+    """What a calibration calls its engine, as `Model` takes it: onnx, openvino or torch."""
+    return name.split()[0].removesuffix("runtime") if name.split() else "onnx"
 
 
 def _threads() -> int:

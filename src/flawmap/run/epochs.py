@@ -25,7 +25,8 @@ from PIL import Image
 from flawmap.detectors import create, detector_class
 from flawmap.detectors.base import Detector
 from flawmap.errors import DataError
-from flawmap.images.decode import Intake, decode, read_mask
+from flawmap.images.decode import decode, read_mask
+from flawmap.images.intake import Intake
 from flawmap.report import charts
 from flawmap.run.claim import claimed
 from flawmap.run.engine import device_named

@@ -230,11 +230,10 @@ class Pixels:
         size = whole.shape
         mask = read_mask(sample.mask, size, sample.name) if sample.mask is not None else None
         if mask is not None and mask.any():
-            left, top, right, bottom = self.model.intake.seen(size)
-            seen = self._placed(mask).any() and mask[top:bottom, left:right].any()
-            if not seen:
+            seen = self._seen(mask)
+            if not self._placed(mask).any() or not seen.any():
                 self.lost.append(sample.name)
-            elif mask.sum() != mask[top:bottom, left:right].sum():
+            elif mask.sum() != seen.sum():
                 self.cut.append(sample.name)
         map = whole if self.protocol.at == "picture" else map
         given = [self._region(*region) for region in regions(sample)]
@@ -243,6 +242,12 @@ class Pixels:
         if given and placed is not None:  # pixels that are in the union's reduction but in no region's are none's
             placed = np.logical_or.reduce([region for region, _ in given])
         self.metrics.add(map, placed, good=sample.good, regions=seen)
+
+    def _seen(self, mask: np.ndarray) -> np.ndarray:
+        """What of a mask lies where the model looks."""
+        left, top, right, bottom = self.model.intake.seen((mask.shape[0], mask.shape[1]))
+        hidden = self.model.intake.hidden((mask.shape[0], mask.shape[1]))
+        return (mask if hidden is None else mask & ~hidden)[top:bottom, left:right]
 
     def _placed(self, mask: np.ndarray) -> np.ndarray:
         return mask if self.protocol.at == "picture" else self.protocol.reduced(mask, self.model.intake)

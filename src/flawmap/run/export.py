@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 
 from flawmap.errors import GateError
-from flawmap.images.decode import Intake, decode
+from flawmap.images.decode import decode
+from flawmap.images.intake import Intake
 from flawmap.run.engine import TOLERANCE, Engine
-from flawmap.types import Prediction, Verdict
+from flawmap.run.look import Looked, look
+from flawmap.types import Verdict
 from flawmap.verdict.calibration import Calibration
 
 GOLDEN_BYTES = 2**21  # a larger picture is thinned before it is carried along in the bundle
@@ -63,12 +65,11 @@ def gate(
     Returns the largest differences in units of the scale, and what the exported engine said of every picture.
     """
     worst_score, worst_map, entries = 0.0, 0.0, []
-    images = [intake(picture.content)[0][None] for picture in golden]
-    found = [(_one(trained(image)), _one(exported(image))) for image in images]
+    found = [tuple(look(engine, intake, picture.content) for engine in (trained, exported)) for picture in golden]
     if calibration:
         scale, least = max(calibration.scale, LEAST_SCALE), abs(calibration.map_threshold)
     else:  # nothing says where good ends: the scales are those of a picture that is plainly not good
-        spoilt = [_one(trained(_spoilt(image))) for image in images]
+        spoilt = [look(trained, intake, _spoilt(intake, picture.content)) for picture in golden]
         scale = max([abs(one.score) for one in spoilt] + [LEAST_SCALE])
         least = max([float(np.abs(one.map).max()) for one in spoilt] + [0.0])
     for picture, (ours, theirs) in zip(golden, found, strict=True):
@@ -93,12 +94,12 @@ def gate(
     }
 
 
-def _spoilt(image_B3HW: np.ndarray) -> np.ndarray:
+def _spoilt(intake: Intake, source: Any) -> np.ndarray:
     """The picture with a square, a quarter of each side, in inverted colours."""
-    high, wide = (side // 4 for side in image_B3HW.shape[2:])
-    spoilt = image_B3HW.copy()
-    spoilt[:, :, high : 2 * high, wide : 2 * wide] = 1 - spoilt[:, :, high : 2 * high, wide : 2 * wide]
-    return spoilt
+    picture, white = decode(source, intake.max_mpx).copy(), intake.white or 255
+    square = tuple(slice(side // 4, max(side // 4 + 1, side // 2)) for side in picture.shape[:2])
+    picture[square] = white - np.minimum(picture[square], white)
+    return picture
 
 
 def judged_alone(score: float, calibration: Calibration | None) -> Verdict | None:
@@ -116,9 +117,7 @@ def flipped(entry: Mapping[str, Any], verdict: Verdict | None) -> bool:
     return (verdict == Verdict.NOK) != entry["nok"] or verdict != entry.get("verdict", verdict)
 
 
-def golden(
-    sources: Sequence[Path | np.ndarray], engine: Engine, intake: Intake, calibration: Calibration | None
-) -> list[Golden]:
+def golden(sources: Sequence[Any], engine: Engine, intake: Intake, calibration: Calibration | None) -> list[Golden]:
     """A few pictures as they came, and for each threshold two that were made to stand next to it."""
     found = [carried(f"good-{number}", source) for number, source in enumerate(sources)]
     return found + (_near(engine, intake, sources, calibration) if calibration else [])
@@ -137,7 +136,7 @@ def golden_anew(
     pictures = good + _near(engine, intake, [picture.content for picture in good], calibration)
     entries = []
     for picture in pictures:
-        found = _one(engine(intake(picture.content)[0][None]))
+        found = look(engine, intake, picture.content)
         if not (np.isfinite(found.score) and np.isfinite(found.map).all()):
             raise GateError(f"golden picture {picture.name}: {engine.name} finds no finite score and map of it")
         entries.append(_entry(picture.name, found, calibration))
@@ -145,7 +144,7 @@ def golden_anew(
     return {**others, **entries_of(pictures), "golden.json": json.dumps(entries, indent=1).encode()}
 
 
-def _entry(name: str, found: Prediction, calibration: Calibration | None) -> dict[str, Any]:
+def _entry(name: str, found: Looked, calibration: Calibration | None) -> dict[str, Any]:
     """What golden.json says of a picture; `nok` is there for readers that know no `verdict`."""
     verdict = judged_alone(found.score, calibration)
     peak = float(found.map.max())
@@ -164,44 +163,6 @@ def _near(engine: Engine, intake: Intake, sources: Sequence[Any], calibration: C
                 found += near
                 break
     return found
-
-
-def export_bundle(path: Path, out: Path) -> dict[str, str]:
-    """The graph made anew from the bundle's weights, through the gate, with what it takes to use it elsewhere."""
-    from flawmap.run.bundle import read
-    from flawmap.run.engine import OnnxEngine, TorchEngine
-    from flawmap.run.model import Model
-
-    model = Model(read(path))
-    if model.unfit:
-        raise GateError(f"{path}: {model.unfit}, with flawmap calibrate; nothing is written")
-    trained = TorchEngine.from_bundle(model.bundle.config, model.bundle.files["weights.safetensors"])
-    graph = to_onnx(trained.detector)
-    golden = [
-        Golden(name.removeprefix("golden/"), content)
-        for name, content in model.bundle.files.items()
-        if name.startswith("golden/")
-    ]
-    parity = gate(trained, OnnxEngine(graph), model.intake, golden, model.calibration)
-    use = {
-        "input": "image, float32 (batch, 3, height, width) in [0, 1], RGB",
-        "output": "map (batch, height, width), score (batch)",
-    }
-    files = {
-        "model.onnx": graph,
-        "calibration.json": model.bundle.files.get("calibration.json"),
-        "use.json": json.dumps({**use, "intake": model.intake.to_dict(), "parity": parity}, indent=1).encode(),
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        if content is not None:
-            (out / name).write_bytes(content)
-    return {
-        "graph": str(out / "model.onnx"),
-        "largest score difference": f"{parity['worst_score']:.1e} of the scale (allowed {TOLERANCE:.0e})",
-        "golden pictures": str(len(golden)),
-        "verdicts flipped": "0",
-    }
 
 
 def carried(name: str, source: Path | np.ndarray) -> Golden:
@@ -230,16 +191,13 @@ def near_threshold(
     A block in the middle is faded into its negative; the fading is bisected. Empty when no fading crosses.
     """
     picture = decode(source, intake.max_mpx)
-    white = intake.white or 255
-    disturbed = picture.copy()
-    rows, columns = (slice(n // 4, max(n // 4 + 1, n // 2)) for n in picture.shape[:2])
-    disturbed[rows, columns] = white - np.minimum(disturbed[rows, columns], white)
+    disturbed = _spoilt(intake, source)
 
     def faded(share: float) -> np.ndarray:
         return np.rint(picture + share * (disturbed.astype(np.float64) - picture)).astype(picture.dtype)
 
     def score(share: float) -> float:
-        return _one(engine(intake(faded(share))[0][None])).score
+        return look(engine, intake, faded(share)).score
 
     low, high = 0.0, 1.0
     if not score(low) <= threshold < score(high):
@@ -248,10 +206,6 @@ def near_threshold(
         middle = (low + high) / 2
         low, high = (low, middle) if score(middle) > threshold else (middle, high)
     return [Golden(f"{where}-{what}.png", _png(faded(share))) for where, share in (("below", low), ("above", high))]
-
-
-def _one(found: Prediction) -> Prediction:
-    return Prediction(found.map[0], float(found.score[0]))
 
 
 def _png(pixels: np.ndarray) -> bytes:
@@ -299,6 +253,10 @@ def _strip(graph: Any) -> None:
     del graph.graph.metadata_props[:]
     del graph.metadata_props[:]
     graph.graph.name, graph.doc_string, graph.graph.doc_string = "flawmap", "", ""
+    versions = {entry.domain: entry.version for entry in graph.opset_import}
+    del graph.opset_import[:]  # joined graphs name theirs twice
+    for domain, version in versions.items():
+        graph.opset_import.add(domain=domain, version=version)
 
 
 def entries_of(golden: Sequence[Golden]) -> Mapping[str, bytes]:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 from flawmap.detectors.base import Detector, FrozenDetector, SynthesisDetector
 from flawmap.errors import DataError, UsageError
 from flawmap.images import folder as _folder
-from flawmap.images.decode import Intake, decode
+from flawmap.images.decode import decode, size_of
+from flawmap.images.intake import Intake, View
 from flawmap.run import parallel
+from flawmap.run.look import covered
 from flawmap.run.progress import progress, say
 from flawmap.run.store import FeatureStore
 from flawmap.synthesis import Synthesis, Texture
@@ -31,61 +34,100 @@ TRIED, FEW = 100, 0.4  # paintings before training, and the least share that sho
 
 
 class Feed:
-    """Batches of samples by their row. What the network needs of every picture is computed once, by `prepare`."""
+    """Batches of samples by their row. What the network needs of every picture is computed once, by `prepare`.
+
+    A picture is one piece, or as many as it has tiles; `pieces` lists them in the order of the store. With `most` at
+    most so many are kept: as many of each picture, drawn at random by the seed 0.
+
+    rows  of the pictures that are fed; others take no room in the store. None: all
+    """
 
     def __init__(
-        self, detector: Detector, samples: Sequence[Sample], intake: Intake, folder: Path, device: str
+        self,
+        detector: Detector,
+        samples: Sequence[Sample],
+        intake: Intake,
+        folder: Path,
+        device: str,
+        rows: Sequence[int] | None = None,
+        most: int | None = None,
     ) -> None:
         self.samples, self.intake, self.device = samples, intake, device
         self.frozen = isinstance(detector, FrozenDetector)
         self.synthesis, self.generic = synthesis_of(detector), generic_of(detector)
         shapes = detector.backbone.shapes if isinstance(detector, FrozenDetector) else [(3, *intake.size)]
-        self.store = FeatureStore(folder, shapes, len(samples))
+        self.pieces = self._cut(range(len(samples)) if rows is None else rows, most)
+        self._of: dict[int, list[int]] = {}
+        for piece, (row, _) in enumerate(self.pieces):
+            self._of.setdefault(row, []).append(piece)
+        self._open: tuple[int, View] | None = None
+        self.store = FeatureStore(folder, shapes, len(self.pieces))
+
+    def _cut(self, rows: Iterable[int], most: int | None) -> list[tuple[int, int]]:
+        """Row and tile of each piece."""
+        if self.intake.tile is None:
+            return [(row, 0) for row in rows]
+        counts = {row: len(self.intake.layout(size_of(self.samples[row].source, self.intake.max_mpx))) for row in rows}
+        share = sum(counts.values()) if most is None else max(1, most // max(len(counts), 1))
+        random, found = np.random.default_rng(0), []
+        for row, count in counts.items():
+            tiles = np.sort(random.choice(count, min(share, count), replace=False))
+            found += [(row, int(tile)) for tile in tiles]
+        return found
 
     def prepare(self, detector: Detector) -> None:
-        if self.store.done == len(self.samples):
+        if self.store.done == len(self.pieces):
             return
-        features, what = (lambda image_B3HW: (image_B3HW,)), "pictures"
+        features, what = (lambda image_B3HW: (image_B3HW,)), "pictures" if self.intake.tile is None else "tiles"
         if isinstance(detector, FrozenDetector):
             from flawmap.features.frozen import frozen
 
             features, what = frozen(detector.backbone, detector.config.size, self.device), "features"
-        with progress(what, len(self.samples)) as tick:
+        with progress(what, len(self.pieces)) as tick:
             self.store.fill(self.image, features, tick)
         if self.synthesis is not None and self.synthesis.foreground is not None:
             self._check_foreground(self.synthesis, self.store.stages[0])
 
     def _check_foreground(self, synthesis: Synthesis, images: Sequence[np.ndarray] | np.ndarray) -> None:
         assert synthesis.foreground is not None
-        for sample, image in zip(self.samples, images, strict=True):
-            if not synthesis.foreground(image).any():
-                raise DataError(f"{sample.name}: the foreground leaves nothing to paint on; choose another rule")
+        for row, pieces in self._of.items():
+            if not any(synthesis.foreground(images[piece]).any() for piece in pieces):
+                name = self.samples[row].name
+                raise DataError(f"{name}: the foreground leaves nothing to paint on; choose another rule")
         painted = [synthesis(images[i % len(images)], (0, i)).mask.any() for i in range(TRIED)]
         if np.mean(painted) < FEW:
-            say(f"the foreground is so small that {np.mean(painted):.0%} of the pictures get a defect, not half")
+            what = "pictures" if self.intake.tile is None else "tiles"
+            say(f"the foreground is so small that {np.mean(painted):.0%} of the {what} get a defect, not half")
 
-    def image(self, row: int) -> np.ndarray:
-        """(3, H, W) float32 in [0, 1]"""
-        return self.intake(self.samples[row].source)[0]
+    def image(self, piece: int) -> np.ndarray:
+        """(3, H, W) float32 in [0, 1]; a picture is decoded once for all its tiles that are asked for in order."""
+        row, tile = self.pieces[piece]
+        if self._open is None or self._open[0] != row:
+            self._open = (row, self.intake.view(self.samples[row].source))
+        return self._open[1].tile(tile)
 
-    def batch(self, rows: Sequence[int] | np.ndarray) -> Batch:
-        found = self.store.batch(rows)
+    def of(self, rows: Iterable[int]) -> np.ndarray:
+        """The pieces of these pictures."""
+        return np.array([piece for row in rows for piece in self._of[int(row)]], dtype=np.int64)
+
+    def batch(self, pieces: Sequence[int] | np.ndarray) -> Batch:
+        found = self.store.batch(pieces)
         if not self.frozen and found.features is not None:
             found = Batch(image=found.features[0], clean=found.features[0])
         return _to(found, self.device)
 
-    def painted(self, rows: Sequence[int] | np.ndarray, seeds: Iterable[Sequence[int]]) -> Batch:
-        """The pictures with a known false defect each, or as they are; a seed decides all of a picture's."""
+    def painted(self, pieces: Sequence[int] | np.ndarray, seeds: Iterable[Sequence[int]]) -> Batch:
+        """The pieces with a known false defect each, or as they are; a seed decides all of a piece's."""
         assert self.synthesis is not None
-        made = [self.synthesis(self.store.stages[0][row], seed) for row, seed in zip(rows, seeds, strict=True)]
+        made = [self.synthesis(self.store.stages[0][piece], seed) for piece, seed in zip(pieces, seeds, strict=True)]
         image, clean, mask = (torch.from_numpy(np.stack(part)) for part in zip(*made, strict=True))
         return Batch(image=image, clean=clean, mask=mask)
 
-    def lesson(self, rows: Sequence[int] | np.ndarray, seeds: Sequence[Sequence[int]]) -> Batch:
-        """What a step is asked on: pictures or their features, painted, or with pictures of anything beside them."""
+    def lesson(self, pieces: Sequence[int] | np.ndarray, seeds: Sequence[Sequence[int]]) -> Batch:
+        """What a step is asked on: pieces or their features, painted, or with pictures of anything beside them."""
         if self.synthesis is not None:
-            return self.painted(rows, seeds)
-        batch = self.batch(rows)
+            return self.painted(pieces, seeds)
+        batch = self.batch(pieces)
         if self.generic is not None:
             some = [_turned_grey(self.generic, seed, self.intake.size) for seed in seeds]
             batch.generic = torch.from_numpy(np.stack(some)).to(self.device)
@@ -94,27 +136,41 @@ class Feed:
     def steps(self, rows: np.ndarray, batch_size: int, seed: int, start: int, steps: int) -> Iterator[Batch]:
         """The batches of training; a step's depends on nothing but `rows`, `seed` and its number."""
         workers = _workers(self.device) if self.synthesis else 0  # the other kinds have their batches on the device
-        batches = _Steps(self, rows, batch_size, seed)
+        batches = _Steps(self, self.of(rows), batch_size, seed)
         how = {"num_workers": workers, "multiprocessing_context": "fork"} if workers else {}
         loader = DataLoader(batches, batch_size=None, sampler=range(start, steps), **how)
         return (_to(batch, self.device) for batch in loader)
 
     def one_pass(self, rows: Sequence[int]) -> Iterable[Batch]:
-        return _Pass(self, rows)
+        return _Pass(self, self.of(rows))
+
+    def predict(self, detector: Detector, rows: Sequence[int]) -> Iterator[tuple[int, Prediction]]:
+        """Row and prediction of single pictures, (H, W) and (); from the stored features where there are any.
+
+        All tiles of the pictures must be in the store.
+        """
+        detector.eval()
+        found = self._predicted(detector, self.of(rows))
+        if self.intake.tile is None and self.intake.ignore is None:
+            yield from ((row, Prediction(map, score)) for row, (map, score) in zip(rows, found, strict=True))
+            return
+        for row in rows:
+            layout = self.intake.layout(size := size_of(self.samples[row].source, self.intake.max_mpx))
+            scores: list[float] = []
+            map = layout.join(_noting(islice(found, len(layout)), scores))
+            yield row, Prediction(covered(self.intake, map, size), max(scores))
 
     @torch.inference_mode()
-    def predict(self, detector: Detector, rows: Sequence[int]) -> Iterator[tuple[int, Prediction]]:
-        """Row and prediction of single pictures, (H, W) and (); from the stored features where there are any."""
-        detector.eval()
-        for first in range(0, len(rows), PASS):
-            part = rows[first : first + PASS]
+    def _predicted(self, detector: Detector, pieces: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+        for first in range(0, len(pieces), PASS):
+            part = pieces[first : first + PASS]
             batch = self.batch(part)
             if isinstance(detector, FrozenDetector) and batch.features is not None:
                 found = detector.head(batch.features)
             else:
                 found = detector(batch.image)
-            for place, row in enumerate(part):
-                yield row, Prediction(found.map[place].cpu().numpy(), float(found.score[place]))
+            for place in range(len(part)):
+                yield found.map[place].cpu().numpy(), float(found.score[place])
 
 
 def draw(pictures: int, batch_size: int, step: int, seed: int) -> np.ndarray:
@@ -211,24 +267,30 @@ def _workers(device: str) -> int:
 class _Steps(Dataset[Batch]):
     """The batch of a step, of this process's share of it."""
 
-    def __init__(self, feed: Feed, rows: np.ndarray, batch_size: int, seed: int) -> None:
-        self.feed, self.rows, self.batch_size, self.seed = feed, rows, batch_size, seed
+    def __init__(self, feed: Feed, pieces: np.ndarray, batch_size: int, seed: int) -> None:
+        self.feed, self.pieces, self.batch_size, self.seed = feed, pieces, batch_size, seed
 
     def __getitem__(self, step: int) -> Batch:
         share = slice(parallel.rank(), None, parallel.world())
-        rows = self.rows[draw(len(self.rows), self.batch_size, step, self.seed)[share]]
-        return self.feed.lesson(rows, [(self.seed, step, place) for place in range(self.batch_size)[share]])
+        pieces = self.pieces[draw(len(self.pieces), self.batch_size, step, self.seed)[share]]
+        return self.feed.lesson(pieces, [(self.seed, step, place) for place in range(self.batch_size)[share]])
 
 
 class _Pass:
     """Batches in order; can be walked more than once."""
 
-    def __init__(self, feed: Feed, rows: Sequence[int]) -> None:
-        self.feed, self.rows = feed, rows
+    def __init__(self, feed: Feed, pieces: np.ndarray) -> None:
+        self.feed, self.pieces = feed, pieces
 
     def __iter__(self) -> Iterator[Batch]:
-        for first in range(0, len(self.rows), PASS):
-            yield self.feed.batch(self.rows[first : first + PASS])
+        for first in range(0, len(self.pieces), PASS):
+            yield self.feed.batch(self.pieces[first : first + PASS])
+
+
+def _noting(found: Iterable[tuple[np.ndarray, float]], scores: list[float]) -> Iterator[np.ndarray]:
+    for map, score in found:
+        scores.append(score)
+        yield map
 
 
 def _to(batch: Batch, device: str) -> Batch:

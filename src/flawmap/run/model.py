@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from flawmap.errors import BundleError, CalibrationError, GateError, UsageError
-from flawmap.images.decode import Intake
+from flawmap.images.intake import Intake
+from flawmap.images.tiles import enlarge
 from flawmap.run.bundle import Bundle, read
 from flawmap.run.engine import TOLERANCE, Engine, OnnxEngine, OpenVinoEngine, TorchEngine
 from flawmap.run.export import LEAST_SCALE, flipped, judged_alone
+from flawmap.run.look import Looked, look
 from flawmap.types import Inspection, Region, Verdict
 from flawmap.verdict.calibration import Calibration
 from flawmap.verdict.regions import regions
@@ -88,6 +90,8 @@ class Model:
         self, views: Sequence[Source], *, names: Sequence[str] | None = None, part: str = ""
     ) -> Inspection:
         """All views of one part: its score is the largest of theirs, or by the calibration's rule; one verdict."""
+        if not isinstance(views, Sequence) or isinstance(views, str | bytes):
+            raise UsageError(f"views are a list of pictures, not a {type(views).__name__}; inspect() takes one picture")
         if not views:
             raise UsageError("a part without a picture cannot be judged")
         if names is None:
@@ -136,21 +140,20 @@ class Model:
         score, map, size = self.look(picture)
         return score, self.over(map, size)
 
-    def look(self, picture: Source) -> tuple[float, np.ndarray, tuple[int, int]]:
+    def look(self, picture: Source) -> Looked:
         """Score, the map as the network gives it, (h, w) float32, and the picture's own height and width."""
-        image, size = self.intake(picture)
-        map_BHW, score_B = self.engine(image[None])
-        return float(score_B[0]), map_BHW[0], size
+        return look(self.engine, self.intake, picture)
 
     def over(self, map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """The network's map over the whole picture. What a crop cut off was not seen: it has the map's least value."""
+        """The network's map over the whole picture. What was cut off or hidden has the map's least value."""
         left, top, right, bottom = self.intake.seen(size)
         seen = enlarge(map, (bottom - top, right - left))
-        if seen.shape == size:
-            return seen
-        whole = np.full(size, map.min(), np.float32)
-        whole[top:bottom, left:right] = seen
-        return whole
+        if seen.shape != size:
+            whole = np.full(size, map.min(), np.float32)
+            whole[top:bottom, left:right] = seen
+            seen = whole
+        hidden = self.intake.hidden(size)
+        return seen if hidden is None else np.where(hidden, map.min(), seen)
 
     def save(self, path: str | Path) -> Path:
         """Writes the bundle, whole or not at all."""
@@ -168,15 +171,9 @@ class Model:
         return f"<flawmap model {self.method}, {self.bundle.origin}: {promise}>"
 
 
-def load(path: str | Path, engine: str = "onnx") -> Model:
-    """A model from a bundle (a .flaw file or a folder). BundleError when it is damaged or was changed."""
-    return Model(read(Path(path)), engine)
+def load(path: str | Path, engine: str = "onnx", key: str | Path | None = None) -> Model:
+    """A model from a bundle (a .flaw file or a folder). BundleError when it is damaged or was changed.
 
-
-def enlarge(map: Any, size: tuple[int, int]) -> np.ndarray:
-    """A map (h, w) in another size, bilinear."""
-    from PIL import Image
-
-    if map.shape == size:
-        return map
-    return np.asarray(Image.fromarray(map).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    With the public `key` of who made it (default: what FLAWMAP_KEY names) also when it is not signed with that one.
+    """
+    return Model(read(Path(path), key), engine)

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from flawmap.errors import MissingExtra
-from flawmap.images.decode import READERS, decode, probe
+from flawmap.images.decode import decode, size_of
 from flawmap.run.engine import TorchEngine
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ SIZES = "fitted_sizes"  # in config.json: (height, width) of the pictures that w
 LEARNT = ("fit", "fit and calibration (cross-fitted)")  # roles (run/roles.py, which needs torch) that `begin` is shown
 CONTEXT = 3  # a crop is so many patches wide and high
 MOST_PX = 128  # longest side of a crop
-TURNED = 0x0112  # the EXIF tag of orientation
-NOTES = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG that can turn it
 
 
 class Near(NamedTuple):
@@ -129,23 +127,8 @@ def sizes(detector: Any, sources: Iterable[Source]) -> dict[str, list[list[int]]
     """
     if not hasattr(detector, "origin_M3"):
         return {}
-    found = [list(_size(source)) for source in sources]
+    found = [list(size_of(source)) for source in sources]
     return {SIZES: found[:1] if all(size == found[0] for size in found) else found}
-
-
-def _size(source: Any) -> tuple[int, int]:
-    """Height and width as decoded; from the header where no EXIF can have turned them."""
-    header = probe(source)
-    turned = False
-    if header.format not in ("array", "BMP") and header.height != header.width:
-        if header.format == "PNG":  # its EXIF can follow the pixels, and Pillow would look for it by decoding them
-            content = Path(source).read_bytes()
-            turned = any(note in content for note in NOTES)
-        else:
-            with READERS[header.format][1](source) as image:
-                turned = image.getexif().get(TURNED, 1) > 4
-    high, wide = decode(source).shape[:2] if turned else (header.height, header.width)
-    return high, wide
 
 
 def _memory(model: Model) -> _Memory | None:

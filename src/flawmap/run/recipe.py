@@ -43,6 +43,11 @@ class Recipe:
     shots: int | None = None  # so many good parts only, of the draw `draw`
     draw: int | None = None
     resize: int | None = None  # pixels of the shorter side before the middle is taken; None: squashed
+    tile: int | None = None  # pixels of a tile at the picture's own resolution; None: the picture as a whole
+    overlap: int | None = None
+    scales: Sequence[float] | None = None
+    roi: Sequence[int] | None = None  # left, top, right, bottom
+    ignore: Sequence[Any] | None = None  # polygons of (x, y)
     false_alarm: float | None = None  # None: max(1 %, 1 / (parts + 1))
     confidence: float | None = None  # with which the rate holds; None: on average over calibrations
     device: str = "cpu"

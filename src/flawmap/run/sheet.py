@@ -9,7 +9,7 @@ import numpy as np
 
 from flawmap.errors import DataError, UsageError
 from flawmap.images import folder as _folder
-from flawmap.images.decode import Intake
+from flawmap.images.intake import Intake
 from flawmap.report.sheet import sheet
 from flawmap.synthesis import PRESETS, Painted, Synthesis
 

@@ -16,7 +16,7 @@ from flawmap.images.decode import decode, read_mask
 from flawmap.report.heatmap import Scale, anchored
 from flawmap.report.page import Gallery, Picture, Report, Scored, write
 from flawmap.report.parts import picks
-from flawmap.run.bundle import given
+from flawmap.run.bundle import given, seams
 from flawmap.run.export import judged_alone
 from flawmap.run.model import Model
 from flawmap.run.nearest import crop, nearest
@@ -24,7 +24,7 @@ from flawmap.types import GOOD, Sample
 
 if TYPE_CHECKING:
     from flawmap.run.evaluate import Evaluated
-    from flawmap.run.fit import Fitting
+    from flawmap.run.fitting import Fitting
 
 ROW = 8  # pictures in a gallery
 
@@ -129,7 +129,15 @@ def facts(model: Model) -> list[tuple[str, list[tuple[str, Any]]]]:
             ("made", c.created),
         ]
     return [
-        ("Method", [("method", config["title"]), ("paper", config["paper"]), *config["options"].items()]),
+        (
+            "Method",
+            [
+                ("method", config["title"]),
+                ("paper", config["paper"]),
+                *(("pictures", line) for line in [*model.intake.words, *seams(config)]),
+                *config["options"].items(),
+            ],
+        ),
         ("Promise", promise),
         (
             "Trust",

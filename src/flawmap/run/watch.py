@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flawmap.detectors.base import Detector
 from flawmap.errors import UsageError
-from flawmap.images.decode import Intake
+from flawmap.images.intake import Intake
 from flawmap.run.feed import Feed
 from flawmap.run.recipe import write_json
 from flawmap.types import Sample

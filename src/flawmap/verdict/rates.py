@@ -12,6 +12,7 @@ import math
 from flawmap.errors import CalibrationError
 
 CONFIDENCE = 0.95
+FEW = 100  # hits
 
 
 def clopper_pearson(hits: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -25,11 +26,33 @@ def clopper_pearson(hits: int, n: int, confidence: float = CONFIDENCE) -> tuple[
 
 def upper(hits: int, n: int, confidence: float = CONFIDENCE) -> float:
     """One-sided upper limit of a proportion: none of 30 gives 9.5 %. 1 when nothing or everything is a hit."""
-    from scipy.special import betaincinv
-
     if not 0 <= hits <= n:
         raise CalibrationError(f"{hits} of {n} is no proportion")
-    return 1.0 if hits == n else float(betaincinv(hits + 1, n - hits, confidence))
+    if hits == n:
+        return 1.0
+    if hits <= FEW:
+        return _upper_of_few(hits, n, confidence)
+    from scipy.special import betaincinv
+
+    return float(betaincinv(hits + 1, n - hits, confidence))
+
+
+def _upper_of_few(hits: int, n: int, confidence: float) -> float:
+    """The rate at which so few hits have the probability 1 - confidence, by bisection.
+
+    Every model that is loaded asks for it, and importing scipy.special takes longer than loading the model.
+    """
+    if hits == 0:
+        return -math.expm1(math.log1p(-confidence) / n)
+    ways, low, high = math.log(math.comb(n, hits)), 0.0, 1.0
+    while low < (rate := (low + high) / 2) < high:
+        term = total = 1.0
+        for i in range(hits, 0, -1):  # the binomial's terms from `hits` down, in units of the first
+            term *= i * (1 - rate) / ((n - i + 1) * rate)
+            total += term
+        at_most = ways + hits * math.log(rate) + (n - hits) * math.log1p(-rate) + math.log(total)
+        low, high = (rate, high) if at_most > math.log1p(-confidence) else (low, rate)
+    return rate
 
 
 def anywhere(hits: int, n: int, confidence: float = CONFIDENCE) -> float:

@@ -1,0 +1,47 @@
+"""From a picture to its score and map, tile by tile where the model sees tiles; every engine goes this road."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from flawmap.images.decode import Source
+from flawmap.images.intake import Intake, View
+from flawmap.types import Prediction
+
+BATCH = 4  # tiles that the engine is given at once: more fill the memory and are no faster on a CPU
+
+
+class Looked(NamedTuple):
+    score: float  # of tiles the largest, as of the views of a part
+    map: np.ndarray  # (h, w) float32 as the network gives it; of tiles in the size of the largest scale
+    size: tuple[int, int]  # height, width of the picture as given
+
+
+def look(engine: Callable[[np.ndarray], Prediction], intake: Intake, source: Source) -> Looked:
+    """DataError: the picture cannot be judged."""
+    view = intake.view(source)
+    scores: list[float] = []
+    map = view.layout.join(_maps(engine, view, scores))
+    return Looked(float(np.max(scores)), covered(intake, map, view.size), view.size)
+
+
+def covered(intake: Intake, map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """What the polygons take from the picture gets the map's least value. `map` is over what the network sees."""
+    hidden = intake.hidden(size)
+    if hidden is None:
+        return map
+    left, top, right, bottom = intake.seen(size)
+    rows = (np.arange(map.shape[0]) * (bottom - top) // map.shape[0]) + top
+    columns = (np.arange(map.shape[1]) * (right - left) // map.shape[1]) + left
+    return np.where(hidden[np.ix_(rows, columns)], map.min(), map)
+
+
+def _maps(engine: Callable[[np.ndarray], Prediction], view: View, scores: list[float]) -> Iterator[np.ndarray]:
+    for first in range(0, len(view), BATCH):
+        tiles = range(first, min(first + BATCH, len(view)))
+        found = engine(np.stack([view.tile(number) for number in tiles]))
+        scores += [float(score) for score in found.score]
+        yield from found.map
