@@ -8,7 +8,7 @@ that every candidate is judged on the same ones, and maps are held against masks
 The rule was written down before the first candidate was judged (`chosen`). Rows already in
 benchmarks/out/choose_presets.jsonl are not made again.
 
-    python benchmarks/choose_presets.py time     milliseconds a picture of each candidate; quiet, please
+    python benchmarks/choose_presets.py count    the operations of a picture, by candidate
     python benchmarks/choose_presets.py judge [--methods patchcore] [--categories mvtec/bottle] [--draw 0]
     python benchmarks/choose_presets.py table    what came out, and what the rule says
 
@@ -36,6 +36,7 @@ from artificial_defects import SIZE
 from choose_defaults import learn, pictures
 from choose_training import as_bytes
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from flawmap.detectors import create
 from flawmap.detectors.base import FrozenDetector
@@ -59,8 +60,8 @@ METRICS = {"i_auroc": "I-AUROC", "p_ap": "P-AP", "pro": "PRO"}
 SOURCES = ("drawn", "painted")
 STAGES = (1, 2, 3)
 LITE2 = "tf_efficientnet_lite2"
-# Of the balanced one's milliseconds: what fast may take, and what accurate may.
-FAST, ACCURATE = 1 / 3, 4.0
+# Of the balanced one's operations: what fast may take, and what accurate may.
+FAST, ACCURATE = 0.6, 4.0
 # A backbone that another package brings must be worth the package.
 EXTRA = 0.01
 
@@ -192,23 +193,17 @@ def judge(method: str, options: dict[str, Any], feats: Features, of: Case) -> di
     return row | {"fit_s": round(spent, 1)}
 
 
-def milliseconds(method: str, candidate: Candidate, rounds: int = 30) -> float:
-    """The median of one picture: the backbone's graph in ONNX Runtime, then the head in torch, both on all cores."""
+def operations(method: str, candidate: Candidate) -> float:
+    """Thousand millions (multiply and add are two) of one picture, backbone and head, with a full memory."""
     detector = create(method, candidate.options(), pretrained=False).eval()
     assert isinstance(detector, FrozenDetector)
-    if method == "patchcore":  # what the memory holds does not change the time
+    if method == "patchcore":
         most = candidate.options().get("most", 4000)
-        detector.memory_MD = torch.randn(most, detector.embed.dim)
-        detector.company_MK = torch.randint(most, (most, 9))
-    run = network(candidate.backbone, candidate.size, candidate.stages)
-    image = np.random.default_rng(0).random((1, 3, candidate.size, candidate.size), dtype=np.float32)
-    found = []
-    with torch.inference_mode():
-        for _ in range(rounds + 5):
-            begun = time.perf_counter()
-            detector.head(tuple(torch.from_numpy(feat) for feat in run(image)))
-            found.append(time.perf_counter() - begun)
-    return round(float(np.median(found[5:])) * 1000, 2)
+        detector.memory_MD = torch.rand(most, detector.embed.dim)
+        detector.company_MK = torch.zeros(most, 9, dtype=torch.long)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        detector(torch.zeros(1, 3, candidate.size, candidate.size))
+    return counter.get_total_flops() / 1e9
 
 
 # ---- the rule, and the tables
@@ -229,40 +224,40 @@ def value(row: dict[str, Any]) -> float:
     return float(np.mean([row[source][key] for source in SOURCES for key in METRICS]))
 
 
-def times(method: str, found: list[dict[str, Any]]) -> dict[str, float]:
-    return {r["candidate"]: r["ms"] for r in found if r["method"] == method and "ms" in r}
+def costs(method: str, found: list[dict[str, Any]]) -> dict[str, float]:
+    return {r["candidate"]: r["gop"] for r in found if r["method"] == method and "gop" in r}
 
 
 def values(method: str, found: list[dict[str, Any]]) -> dict[str, dict[tuple[str, int], float]]:
-    """Of each candidate its value in each category and draw; those that lack one which others have are left out."""
+    """Of each candidate its value in each category and draw; left out is what was not counted, or lacks one of them."""
     kept: dict[str, dict[tuple[str, int], float]] = {}
     for row in found:
         if row["method"] == method and "category" in row:
             kept.setdefault(row["candidate"], {})[row["category"], row["draw"]] = value(row)
-    most = max((len(each) for each in kept.values()), default=0)
-    return {name: each for name, each in kept.items() if len(each) == most}
+    most, cost = max((len(each) for each in kept.values()), default=0), costs(method, found)
+    return {name: each for name, each in kept.items() if len(each) == most and name in cost}
 
 
 def chosen(method: str, found: list[dict[str, Any]]) -> dict[str, str]:
-    """fast: the best mean value among what takes at most a third of balanced's time. accurate: the best among what
-    takes at most four times as long, Lite2 only where it is 0.01 better than the best without it; balanced itself is
+    """fast: the best mean value among what takes at most 0.6 of balanced's operations. accurate: the best among what
+    takes at most four times as many, Lite2 only where it is 0.01 better than the best without it; balanced itself is
     among them."""
     means = {name: float(np.mean(list(each.values()))) for name, each in values(method, found).items()}
-    ms = times(method, found)
+    cost = costs(method, found)
     lite2 = {c.name for c in CANDIDATES[method] if c.backbone == LITE2}
-    fast = [name for name in means if ms[name] <= FAST * ms[BALANCED]]
-    slow = [name for name in means if ms[name] <= ACCURATE * ms[BALANCED]]
+    fast = [name for name in means if cost[name] <= FAST * cost[BALANCED]]
+    slow = [name for name in means if cost[name] <= ACCURATE * cost[BALANCED]]
     best = {"accurate": max(slow, key=lambda name: means[name] - EXTRA * (name in lite2))}
     return {"fast": max(fast, key=means.__getitem__), **best} if fast else best
 
 
 def table(method: str, found: list[dict[str, Any]]) -> Iterator[str]:
     """A row a candidate, those that take least first; in brackets the gain on balanced and in how many cases."""
-    ms, kept, picked = times(method, found), values(method, found), chosen(method, found)
+    cost, kept, picked = costs(method, found), values(method, found), chosen(method, found)
     heads = [f"{source} {title}" for source in SOURCES for title in METRICS.values()]
-    yield f"| candidate | ms | times balanced | {' | '.join(heads)} | mean |"
+    yield f"| candidate | 10^9 operations | of balanced | {' | '.join(heads)} | mean |"
     yield "|---|---|---|" + "---|" * (len(heads) + 1)
-    for name in sorted(kept, key=lambda name: ms[name]):
+    for name in sorted(kept, key=lambda name: cost[name]):
         mine = [r for r in found if r["method"] == method and r["candidate"] == name and "category" in r]
         cells = [f"{np.mean([r[source][key] for r in mine]):.3f}" for source in SOURCES for key in METRICS]
         gains = [kept[name][place] - kept[BALANCED][place] for place in kept[name]]
@@ -270,19 +265,17 @@ def table(method: str, found: list[dict[str, Any]]) -> Iterator[str]:
         marks = [preset for preset, of in picked.items() if of == name]
         shown = f"**{name}: {' and '.join(marks)}**" if marks else name
         mean = f"{np.mean(list(kept[name].values())):.3f}{change}"
-        yield f"| {shown} | {ms[name]:.1f} | {ms[name] / ms[BALANCED]:.2f} | {' | '.join(cells)} | {mean} |"
+        yield f"| {shown} | {cost[name]:.2f} | {cost[name] / cost[BALANCED]:.2f} | {' | '.join(cells)} | {mean} |"
 
 
 # ---- the run
 
 
-def _time(methods: list[str]) -> None:
+def _count(methods: list[str]) -> None:
     for method in methods:
         for candidate in CANDIDATES[method]:
-            if candidate.name not in times(method, rows()):
-                ms = milliseconds(method, candidate)
-                add({"method": method, "candidate": candidate.name, "ms": ms})
-                print(method, candidate.name, ms, flush=True)
+            if candidate.name not in costs(method, rows()):
+                add({"method": method, "candidate": candidate.name, "gop": operations(method, candidate)})
 
 
 def _judge(methods: list[str], categories: list[str], draw: int) -> None:
@@ -302,13 +295,13 @@ def _judge(methods: list[str], categories: list[str], draw: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
-    parser.add_argument("what", choices=["time", "judge", "table"])
+    parser.add_argument("what", choices=["count", "judge", "table"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--categories", nargs="+", default=list(NAMES))
     parser.add_argument("--draw", type=int, default=0)
     asked = parser.parse_args()
-    if asked.what == "time":
-        _time(asked.methods)
+    if asked.what == "count":
+        _count(asked.methods)
     if asked.what == "judge":
         _judge(asked.methods, asked.categories, asked.draw)
     if asked.what == "table":

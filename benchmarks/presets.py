@@ -21,7 +21,6 @@ import json
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +57,8 @@ PRESETS = ("fast", "balanced", "accurate")
 METRICS = {"i_auroc": "I-AUROC", "p_ap": "P-AP", "pro": "PRO"}
 PLAN = read(HERE / "presets.toml")
 METHODS = list(dict.fromkeys(row.method for row in PLAN.methods))
+FROZEN = choose_presets.METHODS
+CATEGORIES = 10
 KINDS = {"engine": "engine", "small": "disk to verdict, 256 px PNG", "large": f"the same, {LARGE} px PNG"}
 SAME = 0.005  # a difference in I-AUROC, P-AP or PRO that is no difference
 
@@ -199,70 +200,82 @@ def counted(metric: str, category: str) -> bool:
     return category.rpartition("/")[2] not in PLAN.leave_out.get(metric, ())
 
 
-def mean(rows: dict[str, dict[str, Any]], metric: str) -> float:
+def mean(rows: dict[str, dict[str, Any]], metric: str) -> float | None:
     values = [row[metric] for name, row in rows.items() if counted(metric, name) and row[metric] is not None]
-    return statistics.mean(values)
+    return statistics.mean(values) if values else None
 
 
 def _cell(value: float | None) -> str:
     return "—" if value is None else f"{value:.3f}"
 
 
-def overview(found: dict[Any, Any], spent: list[dict[str, Any]]) -> Iterator[str]:
-    """What each takes and finds, and that as a ratio of balanced."""
-    cores = max(row["threads"] for row in spent)
-    ms = {(r["method"], r["preset"], r["kind"], r["threads"]): r["ms"] for r in spent}
-    size = {(r["method"], r["preset"]): r["bundle_mb"] for r in spent}
-    heads = [f"{words}, {n} thread{'s' * (n > 1)}" for words in KINDS.values() for n in (1, cores)]
-    yield f"| | {' | '.join(heads)} | bundle MB | fit s | {' | '.join(METRICS.values())} |"
-    yield "|---|" + "---|" * (len(heads) + 2 + len(METRICS))
-    for method in METHODS:
-        for preset in PRESETS:
-            rows = found[method, preset]
-            cells = []
-            for kind in KINDS:
-                for threads in (1, cores):
-                    mine, usual = (ms[method, p, kind, threads][1] for p in (preset, "balanced"))
-                    cells.append(f"{mine:.1f} ms ({mine / usual:.2f})")
-            cells += [f"{size[method, preset]:.1f}", f"{statistics.median(r['fit_s'] for r in rows.values()):.0f}"]
-            cells += [_cell(mean(rows, metric)) for metric in METRICS]
-            yield f"| {detector_class(method).title}, {preset} | {' | '.join(cells)} |"
+def overview(method: str, spent: list[dict[str, Any]]) -> Iterator[str]:
+    """What each takes, and that as a ratio of balanced."""
+    ms = {(r["preset"], r["kind"], r["threads"]): r["ms"][1] for r in spent if r["method"] == method}
+    size = {r["preset"]: r["bundle_mb"] for r in spent if r["method"] == method}
+    heads = [(kind, n) for kind in KINDS for n in sorted({r["threads"] for r in spent})]
+    for preset in PRESETS:
+        cells = [f"{ms[preset, *at]:.1f} ms ({ms[preset, *at] / ms['balanced', *at]:.2f})" for at in heads]
+        yield f"| {detector_class(method).title}, {preset} | {' | '.join(cells)} | {size[preset]:.1f} |"
 
 
-def by_category(method: str, found: dict[Any, Any]) -> Iterator[str]:
+def takes(spent: list[dict[str, Any]]) -> list[str]:
+    if not spent:
+        return [
+            LACKING.format("what a picture takes through a bundle", "fit` and `python benchmarks/presets.py latency")
+        ]
+    threads = sorted({r["threads"] for r in spent})
+    heads = [f"{words}, {n} thread{'s' * (n > 1)}" for words in KINDS.values() for n in threads]
+    lines = [TAKES, "", f"| | {' | '.join(heads)} | bundle MB |", "|---|" + "---|" * (len(heads) + 1)]
+    return [*lines, *(line for method in METHODS for line in overview(method, spent))]
+
+
+def finds(method: str, found: dict[Any, Any]) -> list[str]:
+    """The categories that all three presets have been judged on."""
+    each = [found.get((method, preset), {}) for preset in PRESETS]
+    whole = sorted(set(each[0]) & set(each[1]) & set(each[2]))
+    if not whole:
+        return [LACKING.format("what the presets find on the test pictures", f"judge --methods {method}")]
+    kept = {preset: {name: rows[name] for name in whole} for preset, rows in zip(PRESETS, each, strict=True)}
+    lines = [f"{FINDS} {len(whole)} of the {CATEGORIES} categories.", "", *by_category(kept), ""]
+    lines += [f"Against balanced, where a difference of {SAME} and less counts as none:", ""]
+    return [*lines, *verdicts(kept)]
+
+
+Kept = dict[str, dict[str, dict[str, Any]]]  # by preset, then by category
+
+
+def by_category(kept: Kept) -> Iterator[str]:
     heads = [f"{title}, {preset}" for title in METRICS.values() for preset in PRESETS]
     yield f"| category | {' | '.join(heads)} |"
     yield "|---|" + "---|" * len(heads)
-    for name in sorted(found[method, "balanced"]):
+    for name in kept["balanced"]:
         cells = []
         for metric in METRICS:
-            values = [found[method, preset].get(name, {}).get(metric) for preset in PRESETS]
+            values = [kept[preset][name][metric] for preset in PRESETS]
             left = not counted(metric, name)
             cells += [f"*{_cell(v)}*" if left and v is not None else _cell(v) for v in values]
         yield f"| {name.rpartition('/')[2]} | {' | '.join(cells)} |"
-    cells = [_cell(mean(found[method, preset], metric)) for metric in METRICS for preset in PRESETS]
+    cells = [_cell(mean(kept[preset], metric)) for metric in METRICS for preset in PRESETS]
     yield f"| **mean** | {' | '.join(cells)} |"
 
 
-def verdicts(method: str, found: dict[Any, Any]) -> Iterator[str]:
-    """Where accurate finds less than balanced, or no more; where fast loses most. All categories, left out or not."""
-    usual = found[method, "balanced"]
+def verdicts(kept: Kept) -> Iterator[str]:
+    """Where accurate finds less than balanced, or no more, and the same of fast. All categories, in the mean or not."""
     for preset in ("accurate", "fast"):
         for metric, title in METRICS.items():
             gains = {
-                name.rpartition("/")[2]: found[method, preset][name][metric] - row[metric]
-                for name, row in sorted(usual.items())
+                name.rpartition("/")[2]: kept[preset][name][metric] - row[metric]
+                for name, row in kept["balanced"].items()
                 if row[metric] is not None
             }
-            worse = [f"{name} ({gain:+.3f})" for name, gain in gains.items() if gain < -SAME]
-            same = [name for name, gain in gains.items() if abs(gain) <= SAME]
-            better = [f"{name} ({gain:+.3f})" for name, gain in gains.items() if gain > SAME]
-            words = [
-                f"{what} in {', '.join(names)}"
-                for what, names in (("worse", worse), ("the same", same), ("better", better))
-                if names
-            ]
-            yield f"- {preset}, {title}: {'; '.join(words)}."
+            groups = {
+                "worse": [f"{name} ({gain:+.3f})" for name, gain in gains.items() if gain < -SAME],
+                "the same": [name for name, gain in gains.items() if abs(gain) <= SAME],
+                "better": [f"{name} ({gain:+.3f})" for name, gain in gains.items() if gain > SAME],
+            }
+            words = [f"{what} in {', '.join(names)}" for what, names in groups.items() if names]
+            yield f"- {preset}, {title}: {'; '.join(words) or 'no masks'}."
 
 
 def sets(method: str) -> Iterator[str]:
@@ -273,30 +286,26 @@ def sets(method: str) -> Iterator[str]:
 
 
 def page() -> None:
-    found, spent = results(), json.loads((OUT / "latency.json").read_text())
-    if lacking := [f"{m} {p}" for m in METHODS for p in PRESETS if (m, p) not in found]:
-        sys.exit(f"no rows of {', '.join(lacking)} in {OUT}: judge them first")
-    every = [row for rows in found.values() for row in rows.values()] + spent
+    found, path = results(), OUT / "latency.json"
+    spent = json.loads(path.read_text()) if path.exists() else []
+    every = [row for rows in found.values() for row in rows.values()] + spent + candidates()
     places = [", ".join(sorted({str(row[key]) for row in every})) for key in ("date", "commit", "machine")]
     lines = [*INTRO, f"Dates {places[0]}; commits {places[1]}; {places[2]}, no GPU.", ""]
-    lines += ["| method | preset | sets |", "|---|---|---|", *(line for m in METHODS for line in sets(m)), ""]
-    lines += ["## What they take, and what they find", "", *TAKES, "", *overview(found, spent), ""]
+    lines += ["| method | preset | sets |", "|---|---|---|", *(line for m in FROZEN for line in sets(m)), ""]
+    lines += ["## What they take", "", *takes(spent), ""]
     for method in METHODS:
-        title = detector_class(method).title
-        lines += [f"## {title}, category by category", "", *FINDS, "", *by_category(method, found), ""]
-        lines += [f"Against balanced, where a difference of {SAME} and less counts as none:", ""]
-        lines += [*verdicts(method, found), ""]
-    lines += ["## How they were chosen", "", *CHOSEN, ""]
-    for method in choose_presets.METHODS:
+        lines += [f"## What they find: {detector_class(method).title}", "", *finds(method, found), ""]
+    lines += ["## How they were chosen", "", CHOSEN, ""]
+    for method in FROZEN:
         if choose_presets.values(method, candidates()):
-            picked = chosen(method, candidates())
             lines += [f"### {detector_class(method).title}", "", *choose_presets.table(method, candidates()), ""]
-            if picked.get("accurate") == BALANCED:
-                lines += [f"No candidate for accurate was better than balanced by the rule ({EXTRA} for Lite2).", ""]
+            if chosen(method, candidates()).get("accurate") == BALANCED:
+                lines += ["No candidate for accurate was better than balanced by the rule.", ""]
     PAGE.write_text("\n".join([*lines, *LIMITS, ""]), encoding="utf-8")
     print(PAGE)
 
 
+LACKING = "Not measured yet: {}; `python benchmarks/presets.py {}` does it, and `page` writes it here."
 INTRO = [
     "# Presets: fast, balanced, accurate",
     "",
@@ -304,18 +313,16 @@ INTRO = [
     "Made by `python benchmarks/presets.py judge`, `fit`, `latency` and `page`, and by `benchmarks/choose_presets.py`.",
     "",
 ]
-TAKES = [
+TAKES = (
     f"Milliseconds are medians of {ROUNDS} rounds in which every bundle had its turn, one picture at a time; in "
     "brackets the ratio to balanced. *Engine* is the graph alone in ONNX Runtime; *disk to verdict* begins with the "
-    f"file. The bundles are of {SHOTS} good pictures of {CATEGORY}. *fit s* is the median of the ten fits below, "
-    "without a threshold; they ran beside other work. I-AUROC, P-AP and PRO are means over the test pictures of the "
-    "ten categories, but for those that are in italics below.",
-]
-FINDS = [
+    f"file. The bundles are of {SHOTS} good pictures of {CATEGORY}."
+)
+FINDS = (
     "Test pictures, judged once, after the choice. Fitted on all good parts of train; seed 0 alone. In *italics*: not "
-    "in the mean (one plain statistic of the pixels separates good from bad, or the masks are boxes or ellipses).",
-]
-CHOSEN = [
+    "in the mean (one plain statistic of the pixels separates good from bad, or the masks are boxes or ellipses)."
+)
+CHOSEN = (
     f"Of the good training pictures of {len(NAMES)} categories ({', '.join(n.rpartition('/')[2] for n in NAMES)}) up "
     f"to {FIT} fitted and up to {HELD} of other parts were held out; each of those was judged as it is, twice with a "
     "*drawn* defect (`benchmarks/artificial_defects.py`) and once with a *painted* one (`flawmap.synthesis`), all made "
@@ -323,13 +330,13 @@ CHOSEN = [
     "of I-AUROC, P-AP and PRO over both kinds of defects and all categories; fast is the best of what takes at most a "
     "third of the milliseconds of balanced; accurate is the best of what takes at most four times as long, and "
     f"EfficientNet-Lite2, which another package brings, must be {EXTRA} better than the best without it. Balanced "
-    "itself may win. In brackets: the gain on balanced, and in how many categories.",
-]
+    "itself may win. In brackets: the gain on balanced, and in how many categories."
+)
 LIMITS = [
     "## What this cannot say",
     "",
     "- Nine of the ten categories come at about 256 px. A larger input enlarges them: it gives a finer grid, and no "
-    "detail that was not there. With a camera of some megapixels and small defects, larger inputs gain more than here.",
+    "detail that was not there. With a camera of some megapixels and small defects the order may be another.",
     "- Made defects have sharp edges and favour fine features; five categories and one draw of parts and defects: "
     "differences below about 0.01 in the mean are noise.",
     "- One seed on the test pictures. What a seed does stands in [ten.md](ten.md).",

@@ -36,6 +36,10 @@ class PatchCore(FrozenDetector):
     paper = "https://arxiv.org/abs/2106.08265"
     cross_fits = True
     presets = {  # noqa: RUF012 (read only)
+        # docs/presets.md
+        "fast": {"size": 192, "most": 1000, "sigma_px": 3.0},
+        "balanced": {"size": 256, "most": 4000, "sigma_px": 4.0},
+        "accurate": {"size": 384, "most": 4000, "sigma_px": 6.0},
         "paper": {**PLAIN, "size": 224, "keep": 0.1, "most": 1_000_000, "reservoir_mb": 4096},
         "paper-320": {**PLAIN, "size": 320, "keep": 0.01, "most": 1_000_000, "reservoir_mb": 8192},
     }

@@ -32,6 +32,10 @@ class SimpleNet(FrozenDetector):
     title = "SimpleNet"
     paper = "https://arxiv.org/abs/2303.15140"
     presets = {  # noqa: RUF012 (read only)
+        # docs/presets.md
+        "fast": {"size": 192, "sigma_px": 3.0},
+        "balanced": {"size": 256, "sigma_px": 4.0},
+        "accurate": {"size": 384, "sigma_px": 6.0},
         # 160 epochs of 209 pictures in batches of 8; 288 px is what the paper crops from 329
         "paper": {
             **{"backbone": "wide_resnet50_2.tv_in1k", "size": 288, "width": 1536, "hidden": 1024, "steps": 4160},

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from flawmap.errors import DataError, UsageError
 from flawmap.images.decode import (
@@ -300,6 +300,8 @@ def _same_shape(size: tuple[int, int], scene: tuple[int, int], source: Source) -
 
 @lru_cache(8)
 def _inside(polygons: tuple[Polygon, ...], scene: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
+    from PIL import ImageDraw  # brings fonts along, which no other picture needs
+
     drawn = Image.new("1", (size[1], size[0]))
     high, wide = size[0] / scene[0], size[1] / scene[1]
     for polygon in polygons:

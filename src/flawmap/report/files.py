@@ -16,9 +16,8 @@ def put(page: str, path: Path) -> Path:
         new.write_bytes(content)
         os.replace(new, path)
     except OSError as error:
-        raise FlawmapError(
-            f"cannot write the page {path}: {error.strerror}; choose a folder you may write to"
-        ) from error
+        why = f"cannot write the page {path}: {error.strerror}; choose a folder you may write to"
+        raise FlawmapError(why) from error
     finally:
         if new.exists():
             new.unlink()

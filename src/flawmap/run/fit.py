@@ -68,18 +68,12 @@ def fit(
     parallel.check(detector, isinstance(detector, SynthesisDetector))
     _ = synthesis_of(detector), generic_of(detector)  # their folders are read before there is a run
     samples, left_out = _pictures(source, part_pattern, shots, draw, skip_bad)
+    data = name or (str(source) if isinstance(source, (str, Path)) else "pictures")
     asked = {"seed": seed, "held_out": held_out, "folds": folds, "shots": shots, "false_alarm": false_alarm}
     asked |= {"confidence": confidence, "draw": draw if shots is not None else None, "device": device_named(device)}
-    recipe = Recipe(
-        data=name or (str(source) if isinstance(source, (str, Path)) else "pictures"),
-        data_sha256=digest(samples),
-        method=method,
-        options=asdict(detector.config),
-        given={**detector.given(), **folders_of(detector)},
-        resize=chosen(protocol).resize,
-        **_view(tile, overlap, scales, roi, ignore),
-        **asked,
-    )
+    asked |= {"resize": chosen(protocol).resize, **_view(tile, overlap, scales, roi, ignore)}
+    given = {**detector.given(), **folders_of(detector)}
+    recipe = Recipe(data, digest(samples), method, asdict(detector.config), given, **asked)
     return _together(Fitting(recipe, detector, samples, left_out, watch), Path(out), resume)
 
 
