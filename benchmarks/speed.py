@@ -90,10 +90,10 @@ def road(category: str, one_picture: float) -> list[tuple[str, float, float, flo
                 (f"fit {method}, {train} pictures", words, train),
                 (f"evaluate, {test} pictures", ["evaluate", bundle, str(data)], test),
             ):
-                seconds, peak = _process(command)
+                seconds, peak = process(command)
                 rows.append((what, seconds, peak, seconds / (pictures * one_picture)))
         picture = next((data / "test" / "good").iterdir())
-        seconds, peak = _process(["inspect", bundle, str(picture)])
+        seconds, peak = process(["inspect", bundle, str(picture)])
         rows.append(("inspect one picture, fresh process", seconds, peak, seconds / one_picture))
     return rows
 
@@ -107,7 +107,7 @@ print(code, time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHIL
 """
 
 
-def _process(words: list[str]) -> tuple[float, float]:
+def process(words: list[str]) -> tuple[float, float]:
     """Seconds and peak MB of a command in a fresh process."""
     command = [sys.executable, "-c", WATCH, sys.executable, "-m", "flawmap.cli", *words]
     code, seconds, peak = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()

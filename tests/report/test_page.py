@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flawmap.errors import DataError
+from flawmap.errors import DataError, FlawmapError
 from flawmap.report import page, plots
 from flawmap.report.heatmap import anchored
 from flawmap.report.page import Gallery, Picture, Report, Scored, render, write
@@ -305,14 +305,14 @@ def test_a_failed_write_keeps_the_old_page_and_leaves_nothing_behind(tmp_path, m
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(DataError, match=r"report\.html: No space left on device"):
+    with pytest.raises(FlawmapError, match=r"report\.html: No space left on device"):
         write(sample_report(), path)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["report.html"]
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(DataError, match="nowhere"):
+    with pytest.raises(FlawmapError, match="nowhere"):
         write(sample_report(), tmp_path / "nowhere" / "report.html")
 
 

@@ -17,7 +17,7 @@ from flawmap.run.calibrate import calibrate
 from flawmap.run.engine import Engine
 from flawmap.run.evaluate import evaluate
 from flawmap.run.model import Model
-from flawmap.types import Sample
+from flawmap.types import Prediction, Sample
 from flawmap.verdict.gauge import Reading, gauge
 
 
@@ -335,10 +335,10 @@ class Holed:
     def __init__(self, engine: Engine, at: int) -> None:
         self.engine, self.name, self.at, self.seen = engine, engine.name, at, 0
 
-    def __call__(self, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, image: np.ndarray) -> Prediction:
         map, score = self.engine(image)
         self.seen += 1
-        return np.where(self.seen == self.at, np.nan, map), score
+        return Prediction(np.where(self.seen == self.at, np.nan, map), score)
 
 
 @pytest.mark.parametrize(("at", "name"), [(12, "trial-1/square/005"), (36, "trial-3/square/005")])

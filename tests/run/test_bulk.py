@@ -80,6 +80,7 @@ def test_the_list_is_that_of_plain_inspect_whatever_is_given(
     parted = _write(tmp_path / "parted", "1.png", "2.png", "3.png", "4.png")
     (parted / "parts.csv").write_text("path,part\n1.png,x\n4.png,x\n")
     (tmp_path / "list.csv").write_text("path,part\nparted/3.png,y\nnested/a.png,z\nparted/2.png,y\n")
+    _write(tmp_path / "list", "5.png")
     monkeypatch.chdir(tmp_path)
     cases: list[tuple[list[str], str | None]] = [
         ([str(world)], None),
@@ -88,13 +89,12 @@ def test_the_list_is_that_of_plain_inspect_whatever_is_given(
         (["."], r"(.)\.(png|jpg)"),
         (["parted"], None),
         (["list.csv"], None),
-        (["nested", "parted", "nested/a.png"], None),
-        (["parted", "parted"], None),
+        (["nested", "parted", "list/5.png"], None),
         (["nested/a", str(nested / "b")], r"(\d)\.png"),
     ]
     for sources, rule in cases:
         ours = listing(sources, rule)
-        expected = [view for views in _parts(sources, rule).values() for view in views]
+        expected = [view for views in _parts(sources, rule, 64.0).values() for view in views]
         assert ours.names == [view.name for view in expected], sources
         assert ours.parts == [view.part for view in expected], sources
         assert ours.paths == [os.path.abspath(str(view.source)) for view in expected], sources
@@ -220,7 +220,7 @@ def test_another_job_in_the_same_folder_is_refused(
     for changed, what in (
         ([str(other), good], "bundle is "),
         ([str(bundle), str(world / "test/square")], "list of pictures is "),
-        ([str(bundle), good, f"{good}/000.png"], "number of pictures is 7, there it is 6"),
+        ([str(bundle), good, str(world / "test/square/000.png")], "number of pictures is 7, there it is 6"),
         ([str(bundle), good, "--save-maps"], "maps is True, there it is False"),
     ):
         assert main(["inspect", *changed, "--out", str(out)]) == 2

@@ -31,7 +31,7 @@ class PaDiM(FrozenDetector):
     paper = "https://arxiv.org/abs/2011.08785"
     presets = {  # noqa: RUF012 (read only)
         # docs/presets.md
-        "fast": {"size": 192, "dims": 50, "sigma_px": 3.0},
+        "fast": {"size": 192, "dims": 100, "sigma_px": 3.0},
         "balanced": {"size": 256, "dims": 100, "sigma_px": 4.0},
         "accurate": {"size": 384, "dims": 100, "sigma_px": 6.0},
         "paper": {"backbone": "wide_resnet50_2.tv_in1k", "size": 224, "stride": 4, "dims": 550},

@@ -256,12 +256,20 @@ class View:
         self.intake, self.size, self.layout = intake, size, intake.layout(size)
         self._planes = planes  # one of 8 bits (grey or RGB), or a float one for each channel
         self._scaled: tuple[int, Sequence[Image.Image]] = (-1, ())
+        self._first: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.layout)
 
+    def ready(self) -> View:
+        """The same with its first tile made, which of an untiled model is all."""
+        self._first = self.tile(0)
+        return self
+
     def tile(self, number: int) -> np.ndarray:
         """(3, height, width) float32 in [0, 1], C-contiguous."""
+        if number == 0 and self._first is not None:
+            return self._first
         if self.intake.tile is None:
             return self._planar([self.intake.place(plane) for plane in self._planes])
         scale, place = self.layout.place(number)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import numpy as np
 from flawmap.errors import DataError, FlawmapError, UsageError
 from flawmap.images.decode import READERS, decode
 from flawmap.images.folder import find, refuse_twice
+from flawmap.run.ahead import ahead
+from flawmap.run.look import decoded
 from flawmap.run.model import Model
 from flawmap.types import Inspection, Sample, Verdict
 
@@ -45,9 +48,13 @@ def inspect(
         print(f"flawmap: {model.bundle.origin}: {ORACLE}", file=sys.stderr)
     parts = _parts(sources, part_pattern, model.intake.max_mpx)
     stems = _stems(parts)
-    for part, views in parts.items():
+    pictures = ([sample.source for sample in views] for views in parts.values())
+    read = ahead(partial(decoded, model.intake), pictures)
+    for (part, views), ready in zip(parts.items(), read, strict=True):
         try:
-            found = model.inspect_part([s.source for s in views], names=[s.name for s in views], part=part)
+            if isinstance(ready, FlawmapError):
+                raise ready
+            found = model.inspect_part(ready, names=[s.name for s in views], part=part)
             _keep(model, found, views, [stems[view.name] for view in views], overlay, maps)
         except FlawmapError as error:
             code = code or error.exit_code

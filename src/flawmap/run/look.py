@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from flawmap.errors import FlawmapError
 from flawmap.images.decode import Source
 from flawmap.images.intake import Intake, View
 from flawmap.types import Prediction
@@ -20,12 +21,20 @@ class Looked(NamedTuple):
     size: tuple[int, int]  # height, width of the picture as given
 
 
-def look(engine: Callable[[np.ndarray], Prediction], intake: Intake, source: Source) -> Looked:
+def look(engine: Callable[[np.ndarray], Prediction], intake: Intake, source: Source | View) -> Looked:
     """DataError: the picture cannot be judged."""
-    view = intake.view(source)
+    view = source if isinstance(source, View) else intake.view(source)
     scores: list[float] = []
     map = view.layout.join(_maps(engine, view, scores))
     return Looked(float(np.max(scores)), covered(intake, map, view.size), view.size)
+
+
+def decoded(intake: Intake, sources: Sequence[Source]) -> list[View] | FlawmapError:
+    """The views of a part, ready for the engine, or why there are none."""
+    try:
+        return [intake.view(source).ready() for source in sources]
+    except FlawmapError as error:
+        return error
 
 
 def covered(intake: Intake, map: np.ndarray, size: tuple[int, int]) -> np.ndarray:

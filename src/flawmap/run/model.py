@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flawmap.errors import BundleError, CalibrationError, GateError, UsageError
-from flawmap.images.intake import Intake
+from flawmap.images.intake import Intake, View
 from flawmap.images.tiles import enlarge
 from flawmap.run.bundle import Bundle, read
 from flawmap.run.engine import TOLERANCE, Engine, OnnxEngine, OpenVinoEngine, TorchEngine
@@ -87,7 +87,7 @@ class Model:
         return self.inspect_part([picture], names=[name] if name else None, part=part)
 
     def inspect_part(
-        self, views: Sequence[Source], *, names: Sequence[str] | None = None, part: str = ""
+        self, views: Sequence[Source | View], *, names: Sequence[str] | None = None, part: str = ""
     ) -> Inspection:
         """All views of one part: its score is the largest of theirs, or by the calibration's rule; one verdict."""
         if not isinstance(views, Sequence) or isinstance(views, str | bytes):
@@ -135,12 +135,12 @@ class Model:
         """Why the calibration does not hold for this engine, or None."""
         return self.calibration.unfit(self.engine.name, self._proven) if self.calibration else None
 
-    def predict(self, picture: Source) -> tuple[float, np.ndarray]:
+    def predict(self, picture: Source | View) -> tuple[float, np.ndarray]:
         """Score, and the map in the size of the picture as given: (H, W) float32."""
         score, map, size = self.look(picture)
         return score, self.over(map, size)
 
-    def look(self, picture: Source) -> Looked:
+    def look(self, picture: Source | View) -> Looked:
         """Score, the map as the network gives it, (h, w) float32, and the picture's own height and width."""
         return look(self.engine, self.intake, picture)
 
