@@ -198,11 +198,14 @@ TEXT = """\
 - **Scales.** `--scales 1,0.5` cuts the picture at its own size and again at half of it, by one model; the map is the
   larger of the two at every pixel. A side that is shorter than a tile is stretched to it.
 - **Memory.** A picture is decoded once; four tiles at a time go through the network, and their maps are added to one
-  map of the picture's size. Of very many tiles at most 4,000 are learnt from, as many of each picture.
+  map of the picture's size. Of very many tiles at most 4,000 are learnt from, as many of each picture; a model that is
+  cross-fitted learns from all of them, since each picture is also judged by all its tiles: mind the disk (0.7 MB a
+  tile of 256 px), or ask for a rate that the held-out parts can promise.
 - **A region and polygons.** `--roi 100,50,900,700` (left, top, right, bottom) sees nothing else; `--ignore
   "0,0 80,0 80,60"` blacks out a polygon, in fitting and at the line, and marks nothing there. Both are pixels of the
-  pictures that were fitted; a picture of the same shape in another size is taken (another binning), of another shape
-  refused. A defect outside, or under a polygon, is not seen: `flawmap evaluate` counts those.
+  pictures that were fitted. A defect outside, or under a polygon, is not seen: `flawmap evaluate` counts those.
+- **The size of the pictures** belongs to such a model. They must all have one shape; one of that shape in another size
+  (another binning) is brought to the fitted size before it is cut, one of another shape is refused.
 - **Not for tiles**: protocols with a crop, `inspect --out --maps`, the nearest good patch and t-SNE in reports, and the
   graph outside of flawmap, whose client has to cut the tiles itself (`use.json` says so).
 """

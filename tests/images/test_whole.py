@@ -96,6 +96,48 @@ def test_a_jpeg_with_an_end_put_behind_what_was_left_is_refused_or_lacks_a_block
     assert refused > 0.8 * len(range(begin, len(whole) - 2, 7))
 
 
+@pytest.mark.parametrize("size", [(49, 49), (33, 58), (42, 65), (41, 51)])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"subsampling": 1}])
+def test_a_jpeg_a_little_larger_than_its_blocks_lacks_the_last_at_most(size: tuple[int, int], options: dict):
+    y, x = np.mgrid[: size[0], : size[1]]
+    picture = np.stack([80 + 2 * x, 200 - 3 * y, 40 + x + y], axis=2).astype(np.uint8)
+    whole = saved(picture, "JPEG", quality=95, **options)
+    pixels, refused = decode(whole), 0
+    block = [(side - 1) // 16 * 16 - 1 for side in size]  # the pixel beside it is smoothed over
+    for length in range(whole.index(b"\xff\xda") + 20, len(whole) - 2, 3):
+        try:
+            missing = (decode(whole[:length] + END) != pixels).any(axis=2)
+        except DataError:
+            refused += 1
+            continue
+        missing[block[0] :, block[1] :] = False
+        assert not missing.any()
+    assert refused > 100
+
+
+@pytest.mark.parametrize("options", [{}, {"restart_marker_rows": 1}, {"progressive": True}])
+def test_what_stands_behind_the_end_or_in_a_segment_hides_no_cut(options: dict):
+    junk = bytes(rng.integers(0, 256, 300, dtype=np.uint8))
+    preview = saved(SMOOTH[:16, :16], "JPEG")
+    whole = saved(SMOOTH, "JPEG", quality=90, **options)
+    whole = whole[:2] + b"\xff\xe3" + struct.pack(">H", len(preview) + 2) + preview + whole[2:]
+    half = whole[: (whole.rindex(b"\xff\xda") + len(whole)) // 2]
+    note = b"\xff\xfe\0\x06note"
+    for behind in (b"", END, END * 3, junk + END, preview, b"\xff" * 3 + END, note + END):
+        np.testing.assert_array_equal(decode(whole + behind), decode(whole))
+        with pytest.raises(DataError, match="truncated"):
+            decode(half + END + behind)
+    np.testing.assert_array_equal(decode(whole[:-2] + note + END), decode(whole))
+    with pytest.raises(DataError, match="truncated"):
+        decode(half + note + END)  # the data end at the note
+
+
+def test_a_tiff_compressed_as_jpeg_is_refused():
+    for read in (probe, decode):
+        with pytest.raises(DataError, match="a TIFF compressed as JPEG.*save it as a PNG"):
+            read(saved(SMOOTH, "TIFF", compression="jpeg"))
+
+
 def test_whole_jpegs_that_look_cut_are_read():
     grey = np.full((48, 64, 3), 128, np.uint8)
     for picture in (grey, grey[..., 0], grey[:1, :1], grey[:9, :9]):

@@ -234,6 +234,10 @@ def test_standard_input_without_an_end_is_refused(crossed: Model, monkeypatch: p
 def test_a_picture_given_twice_is_refused(crossed: Model, lots: tuple[Path, Path], tmp_path: Path):
     lot = str(lots[0])
     (tmp_path / "link").symlink_to(lot)
+    (tmp_path / "linked.png").symlink_to(f"{lot}/000.png")
+    (tmp_path / "hard.png").hardlink_to(f"{lot}/000.png")
+    (tmp_path / "list.csv").write_text(f"path\n{lot}/000.png\nmonday/000.png\n")
+    (tmp_path / "other.csv").write_text("path\nhard.png\nmonday/000.png\n")
     for twice in (
         [lot, lot],
         [lot, f"{lot}/000.png"],
@@ -241,8 +245,14 @@ def test_a_picture_given_twice_is_refused(crossed: Model, lots: tuple[Path, Path
         [lot, f"{lots[1]}/../monday"],
         [lot, str(tmp_path / "link")],
         [str(tmp_path), lot],
+        [lot, str(tmp_path / "linked.png")],
+        [lot, str(tmp_path / "hard.png")],
+        [str(tmp_path / "list.csv")],
+        [str(tmp_path / "other.csv")],
     ):
-        with pytest.raises(UsageError, match="is given twice, by itself or in a folder; give every picture once"):
+        with pytest.raises(
+            UsageError, match="is given twice, by itself, in a folder or by a link; give every picture once"
+        ):
             inspect(crossed, twice)
         with pytest.raises(UsageError, match="is given twice"):
             listing(twice)

@@ -11,6 +11,7 @@ import pytest
 from flawmap.errors import UsageError
 from flawmap.images.decode import decode
 from flawmap.images.folder import find
+from flawmap.images.protocol import Protocol
 from flawmap.run.bulk import inspect_bulk
 from flawmap.run.calibrate import calibrate
 from flawmap.run.doctor import doctor
@@ -53,7 +54,9 @@ def test_a_tiled_model_marks_the_defect_in_the_pictures_own_pixels(tiled: Model,
     assert mask[max(0, row - 4) : row + 5, max(0, column - 4) : column + 5].any()
     metrics = evaluate(tiled, world, tmp_path).metrics
     assert metrics["i_auroc"] > 0.9
-    assert "tiles of 32 px" in metrics["protocol"]
+    assert "tiles of 32 px that overlap by 8 px or more" in metrics["protocol"]
+    with pytest.raises(UsageError, match="use plain"):
+        evaluate(tiled, world, tmp_path, protocol=Protocol("own", 32, None, "nearest", "network"))
 
 
 def test_all_engines_say_the_same_of_tiles(tiled: Model, world: Path):
@@ -113,12 +116,22 @@ def test_a_tiled_model_is_calibrated_again_like_any_other(tiled: Model, world: P
 
 def test_what_tiles_cannot_do_is_refused_before_any_work(tiled: Model, world: Path, tmp_path: Path):
     assert tiled.run is not None
-    with pytest.raises(UsageError, match="flawmap inspect --maps"):
+    with pytest.raises(UsageError, match="use flawmap inspect --maps"):
         inspect_bulk(tiled.run / "bundle.flaw", [str(world)], tmp_path / "out", maps=True)
     with pytest.raises(UsageError, match="the size is that of a tile"):
         fit(world, options={"size": 64}, tile=32, out=tmp_path)
     with pytest.raises(UsageError, match="give tile as well"):
         fit(world, options={"size": 32}, overlap=8, out=tmp_path)
+    with pytest.raises(UsageError, match="t-SNE"):
+        evaluate(tiled, world, tmp_path, tsne=True)
+    with pytest.raises(UsageError, match="choose one"):
+        fit(
+            world,
+            options={"size": 64},
+            protocol=Protocol("own", 64, 64, "nearest", "picture"),
+            roi=(0, 0, 32, 32),
+            out=tmp_path,
+        )
     with pytest.raises(UsageError, match="not both"):
         fit(world, protocol="patchcore-crop", tile=224, out=tmp_path)
 
@@ -148,4 +161,5 @@ def test_what_lies_outside_the_region_or_inside_a_polygon_changes_nothing(world:
     assert (map[10:28, 42:60] == map.min()).all()
     spoilt[30:50, 10:30] = 0
     assert model.look(spoilt).score > one.score
+    assert model.bundle.files.keys() >= {"golden/below-threshold.png", "golden/above-threshold.png"}
     assert "Blacks out 1 polygons of pictures of 64 x 64 px" in model.card

@@ -44,8 +44,8 @@ def view(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "tile": args.tile,
         "overlap": args.overlap,
-        "scales": args.scales and _numbers(args.scales, float, "--scales"),
-        "roi": args.roi and _numbers(args.roi, int, "--roi", 4),
+        "scales": None if args.scales is None else _numbers(args.scales, float, "--scales"),
+        "roi": None if args.roi is None else _numbers(args.roi, int, "--roi", 4),
         "ignore": polygons or None,
     }
 

@@ -14,8 +14,9 @@ turning     the EXIF orientation is applied
 depth       one model, one depth: 8-bit and 16-bit pictures are never mixed, because their scales differ
 resizing    Pillow's bilinear filter, antialiased, in the picture's own depth (16-bit: in float)
 
-A truncated file is an error, and so is one whose data end before its last pixel (whole.py). Damage that leaves a valid
-stream (a flipped bit inside a JPEG) cannot be seen here.
+A truncated file is an error, and so is one whose data end before its last pixel (whole.py). A TIFF compressed as JPEG,
+whose missing end could not be seen, is refused. Damage that leaves a valid stream (a flipped bit inside a JPEG) cannot
+be seen here.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ MODES_8 = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
 MODES_16 = {"I;16", "I;16B", "I;16L"}
 RAW_16 = {f"{colour};16{order}" for colour in ("RGB", "RGBX", "RGBA") for order in "BLN"} | {"LA;16B"}
 OTHER_BYTE = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-TIFF_BITS, TIFF_PHOTOMETRIC, TIFF_PLANAR, TIFF_FORMAT = 258, 262, 284, 339
+TIFF_BITS, TIFF_COMPRESSION, TIFF_PHOTOMETRIC, TIFF_PLANAR, TIFF_FORMAT = 258, 259, 262, 284, 339
+TIFF_JPEGS = (6, 7)  # of compressions, the old one and the new one
 TURNED = 0x0112  # the EXIF tag of orientation
 NOTES = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks of a PNG that can turn it
 RESAVE = "save it as a grey or RGB PNG of 8 or 16 bits"
@@ -241,6 +243,8 @@ def _depth(image: ImageFile) -> int:
     tags = getattr(image, "tag_v2", {})
     if any(value != 1 for value in tags.get(TIFF_FORMAT, (1,))):
         raise DataError(f"has signed or float samples; {RESAVE}")
+    if tags.get(TIFF_COMPRESSION) in TIFF_JPEGS:
+        raise DataError("a TIFF compressed as JPEG, of which a missing end cannot be seen; save it as a PNG")
     deep = image.mode in MODES_16 or _raw(image)[:-1].endswith(";16") or max(tags.get(TIFF_BITS, (8,))) > 8
     if not deep and image.mode in MODES_8:
         return 8

@@ -95,16 +95,16 @@ def find(source: Origin, *, part_pattern: str | None = None, kind: str | None = 
 
 
 def refuse_twice(paths: Iterable[Path | str]) -> None:
-    """UsageError: a file stands twice among those given, and would count as two views of its part."""
-    folders: dict[str, str] = {}
-    seen: set[str] = set()
+    """UsageError: a file stands twice among those given, links followed, and would count as two views of its part."""
+    seen: set[tuple[int, int] | str] = set()
     for path in paths:
-        folder, name = os.path.split(path)
-        if folder not in folders:
-            folders[folder] = os.path.realpath(folder)
-        file = os.path.join(folders[folder], name)
+        try:
+            stat = os.stat(path)
+            file = (stat.st_dev, stat.st_ino) if stat.st_ino else os.path.realpath(path)  # 0: the disk has no numbers
+        except (OSError, ValueError):  # it is not there: told when it is read
+            file = os.path.abspath(path)
         if file in seen:
-            raise UsageError(f"{path} is given twice, by itself or in a folder; give every picture once")
+            raise UsageError(f"{path} is given twice, by itself, in a folder or by a link; give every picture once")
         seen.add(file)
 
 

@@ -2,12 +2,14 @@
 
 picture -> region of interest, polygons blacked out -> squashed, or cropped, or cut into tiles -> float32 in [0, 1]
 
-A region of interest and polygons are given in pixels of the pictures that were fitted. A picture of another size is
-taken when it has the same shape (another binning of the same camera); of another shape it is refused.
+Tiles, a region of interest and polygons are in pixels of the pictures that were fitted, which must be of one shape. A
+picture of another size is taken when it has that shape (another binning of the same camera), and tiles are then cut
+from it at the fitted size; of another shape it is refused.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -32,7 +34,8 @@ from flawmap.images.decode import (
 from flawmap.images.tiles import Grid, Layout
 
 Polygon = tuple[tuple[float, float], ...]
-SAME_SHAPE = 0.01  # by so much the ratio of the sides may differ where a region or polygons are given
+SAME_SHAPE = 0.01  # by so much the ratio of the sides may differ where tiles, a region or polygons are given
+LEAST_ROI = 8  # pixels of its sides
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Intake:
     scales: tuple[float, ...] | None = None  # the picture is cut at its own size times each of these
     roi: tuple[int, int, int, int] | None = None  # left, top, right, bottom: nothing else is seen
     ignore: tuple[Polygon, ...] | None = None  # (x, y) corners: what is inside is black, and marked nowhere
-    scene: tuple[int, int] | None = None  # height, width of the pictures that `roi` and `ignore` are pixels of
+    scene: tuple[int, int] | None = None  # height, width of the pictures that these are pixels of
 
     def __post_init__(self) -> None:
         if self.resize is not None and not self.resize >= max(self.size):
@@ -69,11 +72,14 @@ class Intake:
             return
         if self.resize is not None:
             raise UsageError("a picture is cut into tiles or cropped, not both")
+        if self.scene is None:
+            raise UsageError("tiles need the size of the pictures that were fitted")
         if self.size != (self.tile, self.tile):
             raise UsageError(f"tile is {self.tile!r}, the network takes {self.size}: the two must be the same")
-        if not isinstance(self.overlap, int) or not 0 <= self.overlap < self.tile:
+        whole = isinstance(self.tile, int) and isinstance(self.overlap, int)
+        if not whole or not 0 <= (self.overlap or 0) < self.tile:
             raise UsageError(f"overlap is {self.overlap!r}; give pixels from 0 to below the tile's {self.tile}")
-        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+        if not (self.scales and _numbers(self.scales) and all(0 < scale <= 1 for scale in self.scales)):
             raise UsageError(f"scales are {self.scales!r}; give one or more numbers above 0, at most 1")
         if list(self.scales) != sorted(set(self.scales), reverse=True):
             raise UsageError(f"scales are {self.scales!r}; give each once, the largest first")
@@ -83,14 +89,22 @@ class Intake:
             return
         if self.scene is None:
             raise UsageError("a region or polygons need the size of the pictures that they are pixels of")
+        if self.resize is not None:
+            raise UsageError("a protocol that crops and a region or polygons are two ways to leave out: choose one")
         high, wide = self.scene
         if self.roi is not None:
+            if not _numbers(self.roi, 4):
+                raise UsageError(f"the region is {self.roi!r}; give left, top, right, bottom in pixels")
             left, top, right, bottom = self.roi
-            if not (0 <= left < right <= wide and 0 <= top < bottom <= high):
+            inside = left >= 0 and top >= 0 and right <= wide and bottom <= high
+            if not inside or min(right - left, bottom - top) < LEAST_ROI:
                 raise UsageError(
-                    f"the region {self.roi} does not lie in pictures of {wide} x {high}; give left, top, right, bottom"
+                    f"the region {self.roi} does not lie in pictures of {wide} x {high}, or has a side below "
+                    f"{LEAST_ROI} px; give left, top, right, bottom"
                 )
         for polygon in self.ignore or ():
+            if not all(_numbers(corner, 2) for corner in polygon):
+                raise UsageError(f"the polygon {polygon!r} has a corner that is not x,y")
             if len(polygon) < 3 or not all(0 <= x <= wide and 0 <= y <= high for x, y in polygon):
                 raise UsageError(
                     f"the polygon {polygon} does not lie in pictures of {wide} x {high}; give 3 or more corners x,y"
@@ -111,7 +125,7 @@ class Intake:
         """
         first: dict[int, str] = {}
         peak, scene = 0, None
-        placed = seen.get("roi") is not None or seen.get("ignore") is not None
+        placed = any(seen.get(name) is not None for name in ("tile", "roi", "ignore"))
         for source in sources:
             bits = probe(source, max_mpx).bits
             first.setdefault(bits, label(source))
@@ -155,7 +169,7 @@ class Intake:
         """Where the tiles of a picture (height, width) lie; of an untiled model there is one."""
         if self.tile is None or self.overlap is None or self.scales is None:
             return Layout([Grid(self.size, self.size[0], 0)])
-        left, top, right, bottom = self.seen(size)
+        left, top, right, bottom = self.seen(self.scene or size)  # at the fitted size, whatever this picture's
         scaled = [(round((bottom - top) * scale), round((right - left) * scale)) for scale in self.scales]
         return Layout([Grid(each, self.tile, self.overlap) for each in scaled])
 
@@ -163,6 +177,9 @@ class Intake:
         """The picture, decoded and held against what the model can take. DataError: it cannot be judged."""
         pixels = read_pixels(source, self.max_mpx)
         if isinstance(pixels, np.ndarray) and pixels.dtype == np.uint16:
+            hidden = self.hidden((pixels.shape[0], pixels.shape[1]))
+            if hidden is not None:  # glare under a polygon is nobody's white level
+                pixels = np.where(hidden if pixels.ndim == 2 else hidden[..., None], np.uint16(0), pixels)
             planes = self._sixteen(pixels, source)
         elif self.white is not None:
             raise DataError(
@@ -262,8 +279,10 @@ class View:
         return len(self.layout)
 
     def ready(self) -> View:
-        """The same with its first tile made, which of an untiled model is all."""
+        """The same with its first tile made, which of an untiled model is all that is kept."""
         self._first = self.tile(0)
+        if self.intake.tile is None:
+            self._planes = ()
         return self
 
     def tile(self, number: int) -> np.ndarray:
@@ -299,14 +318,20 @@ def _resize(image: Image.Image, size: tuple[int, int], filter: Image.Resampling)
 
 
 def _same_shape(size: tuple[int, int], scene: tuple[int, int], source: Source) -> None:
-    if abs(size[1] / size[0] / (scene[1] / scene[0]) - 1) > SAME_SHAPE:
+    shape = scene[1] / scene[0]
+    if abs(size[1] - size[0] * shape) > max(SAME_SHAPE * size[1], 1 + shape):  # a pixel of either side is rounding
         raise DataError(
-            f"{label(source)} is {size[1]} x {size[0]}, and this model's region was drawn on pictures of "
+            f"{label(source)} is {size[1]} x {size[0]}, and this model was fitted on pictures of "
             f"{scene[1]} x {scene[0]}: give pictures of that shape"
         )
 
 
-@lru_cache(8)
+def _numbers(values: Any, count: int | None = None) -> bool:
+    fine = isinstance(values, tuple) and len(values) == (count or len(values))
+    return fine and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+
+
+@lru_cache(2)
 def _inside(polygons: tuple[Polygon, ...], scene: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
     from PIL import ImageDraw  # brings fonts along, which no other picture needs
 

@@ -54,15 +54,13 @@ class Protocol:
                 f"takes {intake.size[0]} px{f' of {intake.resize}' if intake.resize else ', no crop'}: fit it with the "
                 "same --protocol"
             )
-        if intake.tile is None:
+        if not intake.words or intake.resize is not None:
             return replace(self, size=intake.size[0] if intake.resize else self.size, resize=intake.resize).sentence
         if self.at == "network":
             raise UsageError(
-                f"protocol {self.name} compares at the network's size, and this model sees tiles: use plain"
+                f"protocol {self.name} compares at the network's size, and this model sees tiles or a part: use plain"
             )
-        return (
-            f"Protocol {self.name}. Pictures cut into tiles of {intake.tile} px; maps and masks at the picture's size."
-        )
+        return f"Protocol {self.name}. {'. '.join(intake.words)}. Maps and masks at the picture's own size."
 
     @property
     def sentence(self) -> str:
@@ -79,7 +77,7 @@ class Protocol:
         """A method's options under it. UsageError: they name another size."""
         if self.size is None:
             return dict(options)
-        if int(options.get("size", self.size)) != self.size:
+        if str(options.get("size", self.size)) != str(self.size):
             raise UsageError(f"protocol {self.name} is for {self.size} px, the options say {options['size']}")
         return {**options, "size": self.size}
 

@@ -34,6 +34,14 @@ class Grid:
         row, column = divmod(number, len(self.lefts))
         return self.tops[row], self.lefts[column]
 
+    def part(self, rows: int, columns: int) -> tuple[Grid, list[int]]:
+        """The first so many rows and columns of tiles as a grid of their own, and their numbers in this one."""
+        part = Grid(self.size, self.tile, self.overlap)
+        part.tops, part.lefts = self.tops[:rows], self.lefts[:columns]
+        part.size = (part.tops[-1] + self.tile, part.lefts[-1] + self.tile)
+        wide = len(self.lefts)
+        return part, [row * wide + column for row in range(len(part.tops)) for column in range(len(part.lefts))]
+
     def blend(self, map_Thw: Iterable[np.ndarray]) -> np.ndarray:
         """The tiles' maps, in their order, as one: (H, W) float32. One map at a time is held beside it."""
         if len(self) == 1:

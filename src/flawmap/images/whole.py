@@ -9,7 +9,9 @@ JPEG  an end was put behind what is left of the data, as programs do that mend f
 from __future__ import annotations
 
 import io
+import re
 import zlib
+from itertools import pairwise
 from typing import IO
 
 from PIL.ImageFile import ImageFile
@@ -24,6 +26,9 @@ TIFF_PLANAR = 284
 PIECE = 1 << 20
 MOST_SCANS = 100  # encoders write about ten; each costs a pass over the whole picture, however few bytes it has
 NO_DATA = 128  # the grey of a block that a JPEG has no data for
+BLOCK = 8  # pixels of a JPEG, each way
+MARKER = re.compile(rb"\xff[^\0\xff\xd0-\xd7]")  # neither an escape nor filling nor the end of a restart interval
+START, END, SCAN, ALONE = 0xD8, 0xD9, 0xDA, 0x01  # of markers: the last has no segment, as START has none
 AGAIN = "take or copy the picture again"
 
 
@@ -92,21 +97,37 @@ def _rows_are_there(file: IO[bytes]) -> bool:
 
 
 def _perhaps_cut(image: JpegImageFile) -> bool:
-    """A missing end is plain grey in the last corner; of a progressive picture it is coarse and cannot be told."""
-    width, height = image.size
-    corner = image.crop((max(0, width - 4), max(0, height - 4), width, height)).getextrema()
-    bands = [corner] if image.mode == "L" else corner
-    return "progressive" in image.info or all(band == (NO_DATA, NO_DATA) for band in bands)
+    """A missing end is grey in the last block; of a progressive picture it is coarse and cannot be told.
+
+    Only the brightness is looked at: colour is smoothed over from the blocks beside it, where few rows are left.
+    """
+    wide, high = (min(4, (side - 1) % BLOCK + 1) for side in image.size)
+    corner = image.crop((image.width - wide, image.height - high, *image.size))
+    return "progressive" in image.info or all(abs(grey - NO_DATA) <= 1 for grey in corner.convert("L").tobytes())
 
 
 def _cut(image: JpegImageFile, data: bytes) -> bool:
-    """Whether it would decode more: noise before the end is skipped in a whole picture and seen in a cut one."""
-    end = data.rfind(b"\xff\xd9")
+    """Whether it would decode more: noise behind a scan is skipped in a whole picture and seen in a cut one."""
     noise = bytes(range(255))  # of a cut file the last byte may be an escape, which 0 completes
     noise += b"".join(bytes((0xFF, 0xD0 + number)) + noise for number in range(8))  # or the end of a restart interval
-    other = JpegImageFile(io.BytesIO(data[:end] + noise + data[end:]))
+    pieces = [data[begin:end] for begin, end in pairwise((0, *_ends(data), len(data)))]
+    other = JpegImageFile(io.BytesIO(noise.join(pieces)))
     try:
         other.load()
     except OSError:
         return True
     return other.tobytes() != image.tobytes()
+
+
+def _ends(data: bytes) -> list[int]:
+    """Where the data of each scan of a JPEG end; what stands behind the picture's end, or in a segment, is not read."""
+    ends: list[int] = []
+    found = MARKER.search(data)
+    while found and data[found.end() - 1] != END:
+        kind, place = data[found.end() - 1], found.end()
+        if kind not in (START, ALONE):
+            place += int.from_bytes(data[place : place + 2])
+        found = MARKER.search(data, place)
+        if kind == SCAN:
+            ends.append(found.start() if found else len(data))
+    return ends

@@ -49,8 +49,10 @@ def inspect_bulk(
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers judge nothing; give 1 or more")
     model = load(bundle, engine)  # what is wrong with it is said before the folder is made
-    if maps and model.intake.tile is not None:
-        raise UsageError("maps of tiled models are as large as the pictures: write them with flawmap inspect --maps")
+    if maps and (model.intake.tile is not None or model.intake.ignore is not None):
+        raise UsageError(
+            "tables keep what the network gives, not maps of tiles or polygons: use flawmap inspect --maps"
+        )
     if model.calibration and model.calibration.policy == "f1-oracle":
         say(f"flawmap: {bundle}: {ORACLE}")
     job = open_job(out, model.bundle, sources, engine=engine, part_pattern=part_pattern, maps=maps)
@@ -106,13 +108,14 @@ def listing(sources: Sequence[str], part_pattern: str | None = None) -> Listing:
     UsageError: a picture is given twice.
     """
     names, paths, parts = [], [], []
-    for source in sources:
-        for name, path, part in _found(source, part_pattern):
+    plain = [part_pattern is None and _plain(Path(source)) for source in sources]
+    for source, quick in zip(sources, plain, strict=True):
+        for name, path, part in _found(source, part_pattern, quick):
             full = path if len(sources) > 1 else name  # the same name in two folders is two pictures
             names.append(full)
             paths.append(os.path.abspath(path))
             parts.append(full if part_pattern is None and part == name else part)
-    if len(sources) > 1:
+    if plain != [True]:  # one plain folder has each name once; a look at every file would cost more than the list
         refuse_twice(paths)
     rank: dict[str, int] = {}
     ranks = [rank.setdefault(part, len(rank)) for part in parts]
@@ -122,10 +125,10 @@ def listing(sources: Sequence[str], part_pattern: str | None = None) -> Listing:
     return Listing(names, paths, parts)
 
 
-def _found(source: str, part_pattern: str | None) -> Iterator[tuple[str, str, str]]:
+def _found(source: str, part_pattern: str | None, plain: bool) -> Iterator[tuple[str, str, str]]:
     """Name, path and part. A plain folder is listed without an object a picture, which a million would feel."""
     root = Path(source)
-    if part_pattern is None and root.is_dir() and _plain(root) and (names := _pictures(root)):
+    if plain and (names := _pictures(root)):
         yield from ((name, str(root / name), name) for name in names)
         return
     for sample in find(source, part_pattern=part_pattern, kind=None):

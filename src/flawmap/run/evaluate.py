@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from flawmap.errors import BundleError, CalibrationError, DataError
+from flawmap.errors import BundleError, CalibrationError, DataError, UsageError
 from flawmap.images import folder as _folder
 from flawmap.images.decode import read_mask
 from flawmap.images.loco import regions
@@ -86,6 +86,8 @@ def judge(
     tsne: bool = False,
 ) -> Evaluated:
     """The work of `evaluate` on samples that were chosen and checked; `notes` is what is known of the choice."""
+    if tsne and model.intake.tile is not None:
+        raise UsageError("t-SNE lays out whole pictures, and this model sees tiles: evaluate it without")
     notes = [*notes, *_doubts(model, tested)]
     pixels, scored = Pixels(model, chosen(protocol)), []
     with progress("inspecting", len(tested)) as tick:
@@ -262,9 +264,11 @@ class Pixels:
     def notes(self) -> list[str]:
         found = []
         if self.lost:
-            found.append(f"{len(self.lost)} defective pictures lost their whole defect to the protocol: {self.lost[0]}")
+            found.append(
+                f"{len(self.lost)} defective pictures lost their whole defect to what is not seen: {self.lost[0]}"
+            )
         if self.cut:
-            found.append(f"{len(self.cut)} defective pictures lost a part of it to the crop: {self.cut[0]}")
+            found.append(f"{len(self.cut)} defective pictures lost a part of it to what is not seen: {self.cut[0]}")
         return found
 
     def result(self) -> dict[str, Any]:

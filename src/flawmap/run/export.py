@@ -95,9 +95,11 @@ def gate(
 
 
 def _spoilt(intake: Intake, source: Any) -> np.ndarray:
-    """The picture with a square, a quarter of each side, in inverted colours."""
+    """The picture with a square, a quarter of each side of what is seen, in inverted colours."""
     picture, white = decode(source, intake.max_mpx).copy(), intake.white or 255
-    square = tuple(slice(side // 4, max(side // 4 + 1, side // 2)) for side in picture.shape[:2])
+    left, top, right, bottom = intake.seen((picture.shape[0], picture.shape[1]))
+    sides = ((top, bottom - top), (left, right - left))
+    square = tuple(slice(at + side // 4, at + max(side // 4 + 1, side // 2)) for at, side in sides)
     picture[square] = white - np.minimum(picture[square], white)
     return picture
 

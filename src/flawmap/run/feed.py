@@ -158,7 +158,7 @@ class Feed:
             layout = self.intake.layout(size := size_of(self.samples[row].source, self.intake.max_mpx))
             scores: list[float] = []
             map = layout.join(_noting(islice(found, len(layout)), scores))
-            yield row, Prediction(covered(self.intake, map, size), max(scores))
+            yield row, Prediction(covered(self.intake, map, size), float(np.max(scores)))
 
     @torch.inference_mode()
     def _predicted(self, detector: Detector, pieces: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:

@@ -91,7 +91,7 @@ def _tiled(options: dict[str, Any], tile: int | None) -> dict[str, Any]:
     """The network takes a tile. UsageError: the options name another size."""
     if tile is None:
         return options
-    if int(options.get("size", tile)) != tile:
+    if str(options.get("size", tile)) != str(tile):
         raise UsageError(f"the size is that of a tile: {tile} px, the options say {options['size']}")
     return {**options, "size": tile}
 

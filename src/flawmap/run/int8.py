@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from flawmap.errors import DataError, GateError
+from flawmap.errors import CalibrationError, DataError, GateError
 from flawmap.images import folder as _folder
 from flawmap.images.intake import Intake
 from flawmap.run import loss
@@ -47,7 +48,8 @@ def in_int8(
     pictures  where those lie that the model was fitted on and calibrated with; a labelled test split is judged too
     fresh     good parts that the model has not seen, in place of those that calibrated it
 
-    DataError: too few of the pictures are there, or the calibration cannot be repeated. GateError: too much is lost.
+    DataError: too few of the pictures are there, or the calibration cannot be repeated. CalibrationError: the fresh
+    parts promise less than the old ones did. GateError: too much is lost.
     """
     if model.calibration is None:
         raise GateError(
@@ -58,6 +60,8 @@ def in_int8(
     rows: Rows = [json.loads(line) for line in model.bundle.files["data.jsonl"].splitlines()]
     fitted = _fitted(rows, seen, pictures)
     good = _fresh(fresh, part_pattern) if fresh is not None else _calibrating(model.calibration, rows, seen, pictures)
+    if fresh is not None:
+        _no_looser(model.calibration, good, fresh)
     bad = _defects(model.calibration, rows, seen, pictures)
     labelled = [s for s in found if s.split == "test" and s.kind is not None]
     graph, nodes = quantised(model.bundle.files["model.onnx"], _inputs(model.intake, fitted))
@@ -107,6 +111,24 @@ def _fresh(source: Any, part_pattern: str | None) -> list[Sample]:
     if not found:
         raise DataError(f"{source}: no good pictures to calibrate on")
     return [replace(sample, split="train") for sample in found]
+
+
+def _no_looser(old: Calibration, good: Sequence[Sample], source: Any) -> None:
+    """CalibrationError: a rate that nobody asked for is found anew by the number of parts, and fewer allow more."""
+    if old.target is None:
+        return
+    parts = len(good) if old.unit == "picture" else len({sample.part for sample in good})
+    least = 1 / (parts + 1) if old.confidence is None else upper(0, parts, old.confidence)
+    if least <= old.target * (1 + 1e-9):
+        return
+    needed = 1 / old.target - 1
+    if old.confidence is not None:
+        needed = math.log1p(-old.confidence) / math.log1p(-old.target)
+    raise CalibrationError(
+        f"{source}: {parts} good {old.unit}s promise no less than {least:.3g} false alarms, and the model was calibrated "
+        f"for {old.target:.3g}: give {math.ceil(needed * (1 - 1e-9))} with --fresh. Or accept more in words: flawmap "
+        "calibrate with these parts and the wanted --false-alarm, and export what that makes"
+    )
 
 
 def _defects(old: Calibration, rows: Rows, seen: Mapping[str, Sample], where: Any) -> list[Sample]:

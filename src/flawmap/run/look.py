@@ -29,8 +29,10 @@ def look(engine: Callable[[np.ndarray], Prediction], intake: Intake, source: Sou
     return Looked(float(np.max(scores)), covered(intake, map, view.size), view.size)
 
 
-def decoded(intake: Intake, sources: Sequence[Source]) -> list[View] | FlawmapError:
-    """The views of a part, ready for the engine, or why there are none."""
+def decoded(intake: Intake, sources: Sequence[Source]) -> Sequence[Source | View] | FlawmapError:
+    """The picture of a part, ready for the engine, or why it is not; of several views, as many as there are, none."""
+    if len(sources) > 1:
+        return sources
     try:
         return [intake.view(source).ready() for source in sources]
     except FlawmapError as error:

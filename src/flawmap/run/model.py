@@ -40,7 +40,7 @@ class Model:
         try:
             self.method: str = config["method"]
             self.intake = Intake.from_dict(config["intake"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, UsageError) as error:
             raise BundleError(f"{bundle.origin}: config.json lacks {error}; fit again") from error
         self.calibration = None
         if "calibration.json" in bundle.files:
