@@ -24,7 +24,10 @@ from typing import Any
 import numpy as np
 from results import DATA, HERE, commit
 
+from flawmap.run import loss as gates
+
 PAGE = HERE.parent / "docs" / "export.md"
+ESCAPED = gates.MOST_ESCAPED
 OPTIONS = {"efficientad": {"preset": "small", "steps": 300}}
 BEGIN, END = "<!-- benchmarks/int8.py -->", "<!-- end -->"
 
@@ -44,9 +47,9 @@ def row(category: str, method: str, out: Path) -> dict[str, Any]:
     from flawmap.run.bundle import read
     from flawmap.run.deliver import export_bundle
     from flawmap.run.engine import OnnxEngine, OpenVinoEngine
-    from flawmap.run.loss import MOST_FLIPPED, MOST_LOST
 
     path = bundle_of(category, method, out)
+    gates.MOST_ESCAPED = 1.0  # open for these rows, to see them all
     found: dict[str, Any] = {
         "category": category,
         "method": method,
@@ -65,7 +68,8 @@ def row(category: str, method: str, out: Path) -> dict[str, Any]:
         made = read(target)
         int8, loss = made.files["model.onnx"], made.config["int8"]["loss"]
         size = made.config["intake"]["size"]
-        passes = loss["lost"] <= MOST_LOST and loss["flips"] <= MOST_FLIPPED * loss["pictures"]
+        passes = loss["lost"] <= gates.MOST_LOST and loss["flips"] <= gates.MOST_FLIPPED * loss["judged"]
+        passes = passes and loss["escapes"] <= ESCAPED * loss["defective"]
         slow, fast = _times(engine(fp32, threads=1), engine(int8, threads=1), tuple(size))
         found[name] = {"loss": loss, "passes": passes, "bytes": [len(fp32), len(int8)], "ms": [slow, fast]}
     return found
@@ -145,7 +149,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
                 for pair in (loss["auroc_painted"], loss["auroc_labelled"])
             ]
             lines.append(
-                f"{head} {areas[0]} | {areas[1]} | {loss['flips']} of {loss['pictures']} ({loss['escapes']}, "
+                f"{head} {areas[0]} | {areas[1]} | {loss['flips']} of {loss['judged']} ({loss['escapes']}, "
                 f"{loss['alarms']}) | {'passes' if one['passes'] else '**refuses**'} | {large / 2**20:.1f} → "
                 f"{small / 2**20:.1f} | {slow:.1f} → {fast:.1f} | {slow / fast:.2f} |"
             )

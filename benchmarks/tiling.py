@@ -152,11 +152,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         sizes = mine[0]["sizes"]
         lines += [
             title.format(
-                **(
-                    {}
-                    if sizes is None
-                    else {"n": len(sizes["sizes"]), "least": min(sizes["sizes"]), "most": max(sizes["sizes"]), **FABRIC}
-                )
+                **({} if sizes is None else {"span": _span(sizes["sizes"]), "defects": sizes["defects"], **FABRIC})
             ),
             "",
         ]
@@ -167,6 +163,10 @@ def page(rows: list[dict[str, Any]]) -> str:
         ]
         lines += [_line(r) for r in mine] + [""]
     return "\n".join(lines)
+
+
+def _span(sizes: list[int]) -> str:
+    return f"{min(sizes)}" if min(sizes) == max(sizes) else f"{min(sizes)} to {max(sizes)}"
 
 
 def _line(r: dict[str, Any]) -> str:
@@ -206,8 +206,8 @@ TEXT = """\
   pictures that were fitted. A defect outside, or under a polygon, is not seen: `flawmap evaluate` counts those.
 - **The size of the pictures** belongs to such a model. They must all have one shape; one of that shape in another size
   (another binning) is brought to the fitted size before it is cut, one of another shape is refused.
-- **Not for tiles**: protocols with a crop, `inspect --out --maps`, the nearest good patch and t-SNE in reports, and the
-  graph outside of flawmap, whose client has to cut the tiles itself (`use.json` says so).
+- **Not for tiles**: protocols with a crop, `inspect --out --save-maps`, the nearest good patch and t-SNE in reports, and
+  the graph outside of flawmap, whose client has to cut the tiles itself (`use.json` says so).
 """
 BALL = """\
 **ball_screw**, 629 x 256 px. Its I-AUROC is not worth much (a plain pixel statistic reaches 0.96, SOURCES.md of the \
@@ -215,8 +215,8 @@ data); look at the pixels. Squashing makes the pictures 2.5 times narrower."""
 CLOTH = """\
 **Fabric, 4,000 x 3,000 px**: {good} good pictures (a third held out), {test} good and {test} defective ones to test \
 with, each made of 192 pictures of fabric at their own resolution, and the defective ones with one real defect of \
-{least} to {most} px in 12 million. {false_alarm:.0%} false alarms were asked for, since so few pictures can promise \
-no less. The joints between the pieces are in good pictures as well."""
+{span} px ({defects} to choose from) in 12 million. {false_alarm:.0%} false alarms were asked for, since so few \
+pictures can promise no less. The joints between the pieces are in good pictures as well."""
 
 
 def main() -> None:

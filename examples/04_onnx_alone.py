@@ -24,6 +24,9 @@ if not (folder / "calibration.json").exists():
 calibration = json.loads((folder / "calibration.json").read_text())
 if calibration["views"][1] > 1 or calibration.get("rule", "largest") != "largest":
     sys.exit("the calibration judges parts of several views, or by their mean: only one view a part here")
+made, *_ = calibration["engine"].split() or ["an engine without a name"]
+if made != "onnxruntime" and not {made, "onnxruntime"} <= {name.split()[0] for name in use["parity"]["engines"]}:
+    sys.exit(f"calibrated with {made}, against which ONNX Runtime was never held: export with --engine onnx")
 if calibration.get("unit", "part") == "picture":
     print("calibrated per picture: these verdicts promise nothing for parts of several views", file=sys.stderr)
 if calibration["policy"] == "f1-oracle":

@@ -134,7 +134,7 @@ def test_what_stands_behind_the_end_or_in_a_segment_hides_no_cut(options: dict):
 
 def test_a_tiff_compressed_as_jpeg_is_refused():
     for read in (probe, decode):
-        with pytest.raises(DataError, match="a TIFF compressed as JPEG.*save it as a PNG"):
+        with pytest.raises(DataError, match=r"a TIFF compressed as JPEG.*save it as a PNG"):
             read(saved(SMOOTH, "TIFF", compression="jpeg"))
 
 

@@ -13,12 +13,20 @@ from flawmap.run.bundle import carded, graph_line, read
 from flawmap.run.engine import TOLERANCE, OnnxEngine, OpenVinoEngine, TorchEngine, engine_of
 from flawmap.run.export import Golden, gate, to_onnx
 from flawmap.run.graph import described, in_words, precision
-from flawmap.run.loss import MOST_FLIPPED, MOST_LOST
 from flawmap.run.model import Model
+from flawmap.run.triton import config as triton_config
 from flawmap.run.triton import repository
+from flawmap.verdict.parts import said_views
 
 ENGINES, PRECISIONS, FORMATS = ("onnx", "openvino"), ("fp32", "int8"), ("folder", "bundle", "triton")
-TILED = ("tile", "overlap", "scales", "roi", "ignore")  # of the intake: steps that a client takes by itself
+STEPS = ("resize", "tile", "overlap", "scales", "roi", "ignore")  # of the intake: a client takes them by itself
+OPTIONS = {  # of int8, as the command line calls them
+    "pictures": "--pictures",
+    "fresh": "--fresh",
+    "part_pattern": "--part-pattern",
+    "most_lost": "--loss",
+    "most_flipped": "--flips",
+}
 
 
 def export_bundle(
@@ -43,12 +51,15 @@ def export_bundle(
     pictures  of int8: where the pictures lie that the bundle was made of; those of a test split are judged too
     fresh     of int8: good parts that the model has not seen, to calibrate by in place of its own
 
-    most_lost, most_flipped   of int8: of the I-AUROC, and of all verdicts; 0.01 and 0.05 unless given
+    most_lost, most_flipped   of int8: of the I-AUROC, and of the verdicts; 0.01 and 0.05 unless given
 
-    Returns what is said to people. GateError: the engines or the precisions say something else; nothing is written.
+    Returns what is said to people. GateError: the engines or the precisions say something else, or the calibration
+    does not hold for the engine that will judge; nothing is written.
     """
-    int8 = {"pictures": pictures, "fresh": fresh, "most_lost": most_lost, "most_flipped": most_flipped}
-    _check(engine, kind, form, name, {what: value for what, value in int8.items() if value is not None})
+    given = dict(zip(OPTIONS, (pictures, fresh, part_pattern, most_lost, most_flipped), strict=True))
+    int8 = {what: value for what, value in given.items() if value is not None}
+    _check(engine, kind, form, name, int8)
+    _check_out(out, form, name or path.stem)
     bundle = read(path)
     stated = str(bundle.json("calibration.json").get("engine", "")) if "calibration.json" in bundle.files else ""
     model = Model(bundle, "openvino" if engine_of(stated) == "openvino" else "onnx")
@@ -57,17 +68,26 @@ def export_bundle(
     if precision(bundle.files["model.onnx"]) == "int8":
         made, told = _as_it_is(model, path, engine, kind)
     else:
-        made, told = _exact(model, engine or engine_of(model.engine.name))
+        judge = engine or ("onnx" if form == "triton" else engine_of(model.engine.name))
+        made, told = _exact(model, judge)
         if kind == "int8":
             from flawmap.run.int8 import in_int8
 
-            allowed = {
-                "most_lost": MOST_LOST if most_lost is None else most_lost,
-                "most_flipped": MOST_FLIPPED if most_flipped is None else most_flipped,
-            }
-            made, more = in_int8(made, engine or "onnx", pictures, fresh, part_pattern, **allowed)
+            allowed = {what: int8[what] for what in ("most_lost", "most_flipped") if what in int8}
+            made, more = in_int8(made, judge, pictures, fresh, part_pattern, **allowed)
             told |= more
+    _holds(made, path, form)
     return {**_write(made, out, form, name or path.stem), **told, "operators": in_words(made.bundle.config["graph"])}
+
+
+def _holds(made: Model, path: Path, form: str) -> None:
+    """GateError: the calibration does not hold for the engine that will judge."""
+    judge = Model(made.bundle) if form == "triton" else made  # Triton's is ONNX Runtime, whatever the bundle's is
+    if judge.unfit:
+        raise GateError(
+            f"{path}: {judge.unfit}, with flawmap calibrate, or export for {engine_of(judge.engine.name)} from the "
+            "bundle in single precision that it was made of; nothing is written"
+        )
 
 
 def _check(engine: str | None, kind: str | None, form: str, name: str | None, int8: Mapping[str, Any]) -> None:
@@ -77,21 +97,40 @@ def _check(engine: str | None, kind: str | None, form: str, name: str | None, in
             raise UsageError(f"no {what} {value!r}; there are: {', '.join(known)}")
     if kind == "int8" and "pictures" not in int8:
         raise UsageError(
-            "int8 takes its ranges from the pictures that were fitted on: say with pictures where they lie"
+            "int8 takes its ranges from the pictures that were fitted on: say with --pictures where they lie"
         )
     if kind != "int8" and int8:
-        raise UsageError(f"{next(iter(int8))} belongs to the precision int8")
+        raise UsageError(f"{OPTIONS[next(iter(int8))]} belongs to the precision int8: give --precision int8 as well")
     for what in ("most_lost", "most_flipped"):
         if not 0 <= int8.get(what, 0) <= 1:
-            raise UsageError(f"{what} is {int8[what]}: give a share from 0 to 1")
+            raise UsageError(f"{OPTIONS[what]} is {int8[what]}: give a share from 0 to 1")
     if form == "triton" and engine == "openvino":
         raise UsageError("the format triton is made for Triton's ONNX Runtime; export for the engine onnx")
     if name is not None and form != "triton":
         raise UsageError("a name belongs to the format triton")
 
 
+def _check_out(out: Path, form: str, name: str) -> None:
+    """Before the work: whether what is asked for can be written there. UsageError: it cannot."""
+    if form == "bundle" and out.is_dir():
+        raise UsageError(f"{out} is a folder, and --format bundle writes one file: give --out {out / name}.flaw")
+    folder = out.parent if form == "bundle" else out
+    for place in (folder, *folder.parents):
+        if place.exists() and not place.is_dir():
+            raise UsageError(f"{place} is a file, and --format {form} needs a folder there: give another --out")
+    if form == "triton":
+        triton_config(name, (1, 1))  # which refuses what Triton cannot call a model
+        if (out / name).exists():
+            raise UsageError(f"{out / name} is there already; give another --name, or remove it")
+
+
 def _as_it_is(model: Model, path: Path, engine: str | None, kind: str | None) -> tuple[Model, dict[str, str]]:
     """Of a bundle in int8: its graph was measured when it was made, and another one would be another model."""
+    if kind == "int8":
+        raise UsageError(
+            f"{path} is in int8 already and is exported as it is: leave out --precision and the options of int8 "
+            f"({', '.join(OPTIONS.values())}), or export from the bundle that it was made of"
+        )
     if kind == "fp32" or engine not in (None, engine_of(model.engine.name)):
         raise UsageError(f"{path} is in int8, for {model.engine.name}: export from the bundle that it was made of")
     gap, flips = model.golden()
@@ -110,14 +149,16 @@ def _exact(model: Model, engine: str) -> tuple[Model, dict[str, str]]:
     graph = to_onnx(trained.detector)
     pictures = [Golden(name.removeprefix("golden/"), files[name]) for name in files if name.startswith("golden/")]
     judge = OnnxEngine(graph)
-    parity = gate(trained, judge, model.intake, pictures, model.calibration)
-    calibration = model.calibration
-    if engine == "openvino":
+    parity, calibration = gate(trained, judge, model.intake, pictures, model.calibration), model.calibration
+    judges = judge.name
+    if "openvino" in (engine, engine_of(model.engine.name)):  # it will judge, or it calibrated
         other = OpenVinoEngine(graph)
         found = gate(trained, other, model.intake, pictures, calibration)
         worst = {what: max(parity[what], found[what]) for what in ("worst_score", "worst_map")}
-        parity = {**found, **worst, "engines": [*parity["engines"], other.name]}
-        calibration = replace(calibration, engine=other.name) if calibration else None
+        said, judges = (found, other.name) if engine == "openvino" else (parity, judge.name)
+        parity = {**said, **worst, "engines": [*parity["engines"], other.name]}
+    if calibration and (engine == "openvino" or engine_of(calibration.engine) != engine):
+        calibration = replace(calibration, engine=judges)  # the gate held all of them
     told = {key: value for key, value in parity.items() if key != "pictures"}
     config = {**config, "parity": told, "graph": described(graph)}
     changed = {
@@ -147,8 +188,11 @@ def _write(model: Model, out: Path, form: str, name: str) -> dict[str, str]:
 
 
 def write_all(folder: Path, files: Mapping[str, bytes | None]) -> None:
+    """None: there is no such file, and one of an earlier export is removed; its threshold is another model's."""
     for name, content in files.items():
-        if content is not None:
+        if content is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
 
@@ -162,14 +206,28 @@ def use(model: Model) -> bytes:
         "engine": model.engine.name,
         "intake": intake,
     }
-    if own := [key for key in TILED if intake.get(key) is not None]:
-        found["client"] = (
-            f"The intake has {', '.join(own)}: the graph takes one input of its size, so whoever feeds it cuts the "
-            "region, blacks out the polygons, scales and cuts the tiles as the intake says. A picture's score is the "
-            "largest of its tiles' scores."
-        )
+    if client := _client(model, intake):
+        found["client"] = client
     kept = {key: config[key] for key in ("graph", "parity", "int8") if key in config}
     return json.dumps({**found, **kept, "parity": _pictured(model, kept["parity"])}, indent=1).encode()
+
+
+def _client(model: Model, intake: Mapping[str, Any]) -> str:
+    """What is left to whoever feeds the graph, beside squashing a picture to its size; empty: nothing."""
+    words = []
+    if own := [key for key in STEPS if intake.get(key) is not None]:
+        words.append(
+            f"The intake has {', '.join(own)}: the graph takes one input of its size, so whoever feeds it first does "
+            "as the intake says: cuts out the region, blacks out the polygons, brings the shorter side to `resize` and "
+            "cuts out the middle, or scales and cuts the tiles. Of tiles, a picture's score is the largest."
+        )
+    made = model.calibration
+    if made and (made.views[1] > 1 or made.rule != "largest"):
+        words.append(
+            f"The threshold is of parts with {said_views(made.views)}, not of single pictures: a part's score is the "
+            f"{made.rule} of its pictures' scores, and a part with another number of views has no verdict."
+        )
+    return " ".join(words)
 
 
 def _pictured(model: Model, parity: Mapping[str, Any]) -> dict[str, Any]:

@@ -125,9 +125,9 @@ def _no_looser(old: Calibration, good: Sequence[Sample], source: Any) -> None:
     if old.confidence is not None:
         needed = math.log1p(-old.confidence) / math.log1p(-old.target)
     raise CalibrationError(
-        f"{source}: {parts} good {old.unit}s promise no less than {least:.3g} false alarms, and the model was calibrated "
-        f"for {old.target:.3g}: give {math.ceil(needed * (1 - 1e-9))} with --fresh. Or accept more in words: flawmap "
-        "calibrate with these parts and the wanted --false-alarm, and export what that makes"
+        f"{source}: {parts} good {old.unit}s promise no less than {least:.3g} false alarms, and the model was "
+        f"calibrated for {old.target:.3g}: give {math.ceil(needed * (1 - 1e-9))} or more with --fresh. To accept more "
+        "false alarms, first calibrate the bundle with these parts and the wanted --false-alarm, then export that"
     )
 
 

@@ -63,7 +63,8 @@ class Loss:
             areas += f", on labelled pictures {self.auroc_labelled[0]:.4f} -> {self.auroc_labelled[1]:.4f}"
         return (
             f"int8 against fp32: {areas}; {self.flips} of {self.judged} verdicts flip ({self.alarms} OK to NOK), "
-            f"{self.escapes} of {self.defective} defective pictures go from NOK or REVIEW to OK; scores move by up to {self.worst_score:.2g} of their scale"
+            f"{self.escapes} of {self.defective} defective pictures go from NOK or REVIEW to OK; "
+            f"scores move by up to {self.worst_score:.2g} of their scale"
         )
 
     def to_dict(self) -> dict[str, Any]:
