@@ -206,8 +206,8 @@ TEXT = """\
   pictures that were fitted. A defect outside, or under a polygon, is not seen: `flawmap evaluate` counts those.
 - **The size of the pictures** belongs to such a model. They must all have one shape; one of that shape in another size
   (another binning) is brought to the fitted size before it is cut, one of another shape is refused.
-- **Not for tiles**: protocols with a crop, `inspect --out --save-maps`, the nearest good patch and t-SNE in reports, and
-  the graph outside of flawmap, whose client has to cut the tiles itself (`use.json` says so).
+- **Not for tiles**: protocols with a crop, `inspect --out --save-maps`, the nearest good patch and t-SNE in reports,
+  and the graph outside of flawmap, whose client has to cut the tiles itself (`use.json` says so).
 """
 BALL = """\
 **ball_screw**, 629 x 256 px. Its I-AUROC is not worth much (a plain pixel statistic reaches 0.96, SOURCES.md of the \

@@ -76,7 +76,10 @@ def _parts(sources: Sequence[str], part_pattern: str | None, max_mpx: float) -> 
         given = [Sample(_piped(max_mpx), "stdin", "stdin", kind=None)] if source == STDIN else source
         found += find(given, part_pattern=part_pattern, kind=None)
     files = [sample.source for sample in found if isinstance(sample.source, Path)]
-    refuse_twice(files if STDIN not in sources else [*files, Path("stdin")])  # a file of that name would be its view
+    alone = len(sources) == 1 and Path(sources[0]).is_dir() and all(sample.part == sample.name for sample in found)
+    if not alone:  # of one folder each name is there once, and a link in it is a part of its own
+        # A file called stdin would be a view of what is piped in.
+        refuse_twice(files if STDIN not in sources else [*files, Path("stdin")])
     for sample in found:
         name = str(sample.source) if len(sources) > 1 and isinstance(sample.source, Path) else sample.name
         part = name if part_pattern is None and sample.part == sample.name else sample.part
