@@ -73,7 +73,7 @@ def export_bundle(
         if kind == "int8":
             from flawmap.run.int8 import in_int8
 
-            allowed = {what: int8[what] for what in ("most_lost", "most_flipped") if what in int8}
+            allowed: dict[str, Any] = {what: int8[what] for what in ("most_lost", "most_flipped") if what in int8}
             made, more = in_int8(made, judge, pictures, fresh, part_pattern, **allowed)
             told |= more
     _holds(made, path, form)
