@@ -118,10 +118,12 @@ def test_a_picture_scores_the_same_alone_and_in_a_batch(
     model: Model, engine: Engine, images: Callable[[Model], np.ndarray]
 ) -> None:
     batch = engine(images(model))
+    # OpenVINO takes other kernels for a batch, on some processors ones that round differently: within the gate.
+    loose = TOLERANCE if engine.name.startswith("openvino") else 1e-5
     for place, image in enumerate(images(model)):
         alone = engine(image[None])
-        assert float(alone.score[0]) == pytest.approx(float(batch.score[place]), rel=1e-5, abs=1e-5)
-        np.testing.assert_allclose(alone.map[0], batch.map[place], rtol=0, atol=3e-5 * np.abs(batch.map).max())
+        assert float(alone.score[0]) == pytest.approx(float(batch.score[place]), rel=loose, abs=loose)
+        np.testing.assert_allclose(alone.map[0], batch.map[place], rtol=0, atol=3 * loose * np.abs(batch.map).max())
 
 
 def test_saving_and_loading_changes_no_bit(model: Model, images: Callable[[Model], np.ndarray], tmp_path: Path) -> None:
