@@ -39,7 +39,8 @@ def _fit(method: str, world: Path, out: Path) -> Model:
     about = describe(method)
     options = {"size": 64, **more, **({"steps": STEPS} if "steps" in about["options"] else {})}
     if "small" in about["presets"]:  # it trains a network of its own
-        options |= {"preset": "small", "steps": 200, "rate": 3e-3}
+        # DRAEM learns slower where the processor has no bfloat16.
+        options |= {"preset": "small", "steps": 300 if method == "draem" else 200, "rate": 3e-3}
         options |= {} if "teacher" in about["options"] else {"width": 8, "window": 7}  # the embedded one has its width
     return fit(world, method, options=options, seed=3, false_alarm=0.1, held_out=0.4, out=out, device="cpu")
 
@@ -107,23 +108,19 @@ def test_the_map_is_highest_at_the_defect(model: Model, world: Path) -> None:
 
 def test_defects_are_rejected_and_outlined(model: Model, world: Path) -> None:
     found = [model.inspect(path) for path in _pictures(world, "square")]
-    # The trained networks learn for seconds here, and end elsewhere where the processor has bfloat16: one may escape.
-    caught = [f for f in found if f.verdict == Verdict.NOK]
-    assert len(caught) >= 5
-    assert model.calibration is not None
-    assert all(any(r.peak > model.calibration.map_threshold for r in f.regions[0]) for f in caught)
+    assert [f.verdict for f in found] == [Verdict.NOK] * 6
+    assert all(any(r.peak > model.calibration.map_threshold for r in f.regions[0]) for f in found if model.calibration)
+    assert sum(len(f.regions[0]) for f in found) >= 6
 
 
 def test_a_picture_scores_the_same_alone_and_in_a_batch(
     model: Model, engine: Engine, images: Callable[[Model], np.ndarray]
 ) -> None:
     batch = engine(images(model))
-    # OpenVINO takes other kernels for a batch, on some processors ones that round differently: within the gate.
-    loose = TOLERANCE if engine.name.startswith("openvino") else 1e-5
     for place, image in enumerate(images(model)):
         alone = engine(image[None])
-        assert float(alone.score[0]) == pytest.approx(float(batch.score[place]), rel=loose, abs=loose)
-        np.testing.assert_allclose(alone.map[0], batch.map[place], rtol=0, atol=3 * loose * np.abs(batch.map).max())
+        assert float(alone.score[0]) == pytest.approx(float(batch.score[place]), rel=1e-5, abs=1e-5)
+        np.testing.assert_allclose(alone.map[0], batch.map[place], rtol=0, atol=3e-5 * np.abs(batch.map).max())
 
 
 def test_saving_and_loading_changes_no_bit(model: Model, images: Callable[[Model], np.ndarray], tmp_path: Path) -> None:
