@@ -17,7 +17,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -161,18 +161,27 @@ def scaled(category: Category, scale: str) -> Category:
     return Category(fit, held, category.mask)
 
 
-def judge(detector: FrozenDetector, category: Category) -> Figures:
-    """Fits, and holds maps and scores against the masks; `fit_s` is what the fit took after the features."""
+def fitted(
+    detector: FrozenDetector, fit: Mapping[int, Tensor], held: Mapping[int, Tensor]
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Fits on the features of some pictures by stage: maps and scores of the others, and seconds of the fit."""
     stages = detector.config.stages
-    fit, held = (tuple(part[s] for s in stages) for part in (category.fit, category.held))
+    fit_feats, held_feats = (tuple(part[s] for s in stages) for part in (fit, held))
     begun = time.perf_counter()
     with torch.no_grad():
-        detector.begin([Batch(features=tuple(f[i : i + 8] for f in fit)) for i in range(0, len(fit[0]), 8)])
-    learn(detector, fit)
+        rows = range(0, len(fit_feats[0]), 8)
+        detector.begin([Batch(features=tuple(f[i : i + 8] for f in fit_feats)) for i in rows])
+    learn(detector, fit_feats)
     spent = time.perf_counter() - begun
     with torch.inference_mode():
-        found = [detector.head(tuple(f[i : i + 8] for f in held)) for i in range(0, len(category.mask), 8)]
-    maps, scores = torch.cat([p.map for p in found]).numpy(), torch.cat([p.score for p in found]).numpy()
+        rows = range(0, len(held_feats[0]), 8)
+        found = [detector.head(tuple(f[i : i + 8] for f in held_feats)) for i in rows]
+    return torch.cat([p.map for p in found]).numpy(), torch.cat([p.score for p in found]).numpy(), spent
+
+
+def judge(detector: FrozenDetector, category: Category) -> Figures:
+    """Fits, and holds maps and scores against the masks; `fit_s` is what the fit took after the features."""
+    maps, scores, spent = fitted(detector, category.fit, category.held)
     pixels, defective = PixelMetrics(), np.asarray(category.mask.any(axis=(1, 2)))
     for map, truth, bad in zip(maps, category.mask, defective, strict=True):
         pixels.add(map, truth, good=not bad)

@@ -23,7 +23,6 @@ import argparse
 import json
 import os
 import platform
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
@@ -33,7 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from artificial_defects import SIZE
-from choose_defaults import learn, pictures
+from choose_defaults import fitted, pictures
 from choose_training import as_bytes
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -43,10 +42,9 @@ from flawmap.detectors.base import FrozenDetector
 from flawmap.features.backbone import EMBEDDED, Backbone
 from flawmap.features.frozen import frozen
 from flawmap.images.intake import Intake
-from flawmap.run.model import enlarge
+from flawmap.images.tiles import enlarge
 from flawmap.run.table import made
 from flawmap.synthesis import PRESETS, Synthesis
-from flawmap.types import Batch
 from flawmap.verdict.metrics import auroc
 from flawmap.verdict.pixels import PixelMetrics
 
@@ -172,17 +170,8 @@ def judge(method: str, options: dict[str, Any], feats: Features, of: Case) -> di
     room = {"reservoir_mb": 1024} if method == "patchcore" else {}  # the coreset is chosen from all patches
     detector = create(method, {**options, **room}, pretrained=False)
     assert isinstance(detector, FrozenDetector)
-    stages = detector.config.stages
-    fit, held = (tuple(part[s] for s in stages) for part in feats)
-    begun = time.perf_counter()
-    with torch.no_grad():
-        detector.begin([Batch(features=tuple(f[i : i + 8] for f in fit)) for i in range(0, len(fit[0]), 8)])
-    learn(detector, fit)
-    spent = time.perf_counter() - begun
-    with torch.inference_mode():
-        found = [detector.head(tuple(f[i : i + 8] for f in held)) for i in range(0, len(of.mask), 8)]
-    maps = [enlarge(map, (SIZE, SIZE)) for map in torch.cat([p.map for p in found]).numpy()]
-    scores, row = torch.cat([p.score for p in found]).numpy(), {}
+    found, scores, spent = fitted(detector, *feats)
+    maps, row = [enlarge(map, (SIZE, SIZE)) for map in found], {}
     for name in SOURCES:
         places = [i for i, source in enumerate(of.source) if source in ("good", name)]
         pixels = PixelMetrics()
