@@ -1,6 +1,6 @@
 """What int8 costs and brings, in ONNX Runtime and OpenVINO, on real pictures: the table of docs/export.md.
 
-python benchmarks/int8.py --run mvtec/bottle patchcore      a row a method, kept in OUT/int8.jsonl; fits what is missing
+python benchmarks/int8.py --run mvtec/bottle patchcore      a row a method, kept in benchmarks/out/int8; fits what is missing
 python benchmarks/int8.py --why mvtec/bottle patchcore      what each choice of quantise.py is worth
 python benchmarks/int8.py                                   the rows that are there, into the page
 
@@ -168,7 +168,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", nargs="+", metavar=("CATEGORY", "METHOD"))
     parser.add_argument("--why", nargs=2, metavar=("CATEGORY", "METHOD"))
-    parser.add_argument("--out", type=Path, default=Path("int8"))
+    parser.add_argument("--out", type=Path, default=HERE / "out" / "int8")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     kept = args.out / "int8.jsonl"

@@ -134,8 +134,9 @@ class Intake:
             if bits == 16:
                 peak = max(peak, int(decode(source, max_mpx).max()))
             if placed:
-                scene = scene or size_of(source, max_mpx)
-                _same_shape(size_of(source, max_mpx), scene, source)
+                size_own = size_of(source, max_mpx)
+                scene = scene or size_own
+                _same_shape(size_own, scene, source)
         white = white_level(peak) if 16 in first else None
         return cls((size[0], size[1]), white, max_mpx, resize, scene=scene, **seen)
 
