@@ -1,6 +1,6 @@
 """What int8 costs and brings, in ONNX Runtime and OpenVINO, on real pictures: the table of docs/export.md.
 
-python benchmarks/int8.py --run mvtec/bottle patchcore      a row a method, kept in benchmarks/out/int8; fits what is missing
+python benchmarks/int8.py --run mvtec/bottle patchcore      a row a method, kept in benchmarks/out; fits what is missing
 python benchmarks/int8.py --why mvtec/bottle patchcore      what each choice of quantise.py is worth
 python benchmarks/int8.py                                   the rows that are there, into the page
 
