@@ -6,7 +6,9 @@ FlawmapError
 ├── GateError          a gate refused: parity, audit, acceptance          exit code 4
 ├── CalibrationError   a promise that cannot be kept, a verdict that cannot be given   exit code 1
 ├── BundleError        a bundle that is damaged, changed or of another version         exit code 1
-└── MissingExtra       a package of an extra is not installed             exit code 1
+├── MissingExtra       a package of an extra is not installed             exit code 1
+├── LedgerError        a row of the ledger that could not be written or read   exit code 1
+└── Unavailable        the station judges nothing now: full, blocked, closing  exit code 1
 """
 
 from __future__ import annotations
@@ -41,3 +43,15 @@ class MissingExtra(FlawmapError, ImportError):
 
     def __init__(self, package: str, extra: str, what: str) -> None:
         super().__init__(f'{what} needs {package}: pip install "flawmap[{extra}]"')
+
+
+class LedgerError(FlawmapError):
+    """No verdict is answered without its row."""
+
+
+class Unavailable(FlawmapError):
+    """The station takes no part now; `code` says why in a word, `retry_s` when to ask again."""
+
+    def __init__(self, message: str, code: str, retry_s: int = 1) -> None:
+        super().__init__(message)
+        self.code, self.retry_s = code, retry_s
