@@ -5,8 +5,11 @@ B images  H W pixels of the network
 
 from __future__ import annotations
 
+import ctypes
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -65,7 +68,8 @@ class OpenVinoEngine:
             hints["INFERENCE_NUM_THREADS"] = str(threads)
         try:
             core = openvino.Core()
-            self._request = core.compile_model(core.read_model(model=graph), "CPU", hints).create_infer_request()
+            with _own_signal_stack():
+                self._request = core.compile_model(core.read_model(model=graph), "CPU", hints).create_infer_request()
         except RuntimeError as error:
             raise BundleError(f"model.onnx cannot be loaded: {str(error).splitlines()[0]}") from error
         self.name = f"openvino {openvino.__version__.split('-')[0]} cpu {kind}"
@@ -79,6 +83,30 @@ class OpenVinoEngine:
     def _alone(self, image_13HW: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = self._request.infer({"image": image_13HW})
         return found["map"].copy(), found["score"].copy()  # the request's own memory is used again
+
+
+class _Stack(ctypes.Structure):
+    """stack_t of Linux."""
+
+    _fields_ = (("sp", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@contextmanager
+def _own_signal_stack() -> Iterator[None]:
+    """The thread keeps the stack that it handles signals on.
+
+    OpenVINO gives it one that is freed with the model. Of two models, the second remembers the first one's as what to
+    put back: when both are gone the next signal, Ctrl-C or the end of a child, is a segmentation fault.
+    """
+    if sys.platform != "linux":
+        yield
+        return
+    own, libc = _Stack(), ctypes.CDLL(None)
+    libc.sigaltstack(None, ctypes.byref(own))
+    try:
+        yield
+    finally:
+        libc.sigaltstack(ctypes.byref(own), None)
 
 
 def engine_of(name: str) -> str:

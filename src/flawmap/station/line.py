@@ -88,6 +88,7 @@ class Line:
         self.blocked = ""  # why nothing is judged, or ""
         self.fault = ""  # why the last part got no verdict for a fault of the station's own, or ""
         self.drift: Martingale | None = None
+        self.lamps: dict[str, tuple[str, str]] = {}  # of cameras and PLCs: ok, warn, bad or off, and in words
         self.counts: dict[str, int] = {}
         self.times_ms: list[float] = []  # of the last 1,000 parts
         self._asked: dict[str, _Job] = {}  # those inside, by their request
