@@ -91,6 +91,7 @@ class Line:
         self.lamps: dict[str, tuple[str, str]] = {}  # of cameras and PLCs: ok, warn, bad or off, and in words
         self.counts: dict[str, int] = {}
         self.times_ms: list[float] = []  # of the last 1,000 parts
+        self.refused = self.last_seq = 0
         self._asked: dict[str, _Job] = {}  # those inside, by their request
         self._listeners: list[Callable[[str, Row], None]] = []
         self._lock = threading.Lock()
@@ -146,6 +147,7 @@ class Line:
             if self._closing:
                 raise Unavailable("the station is closing", "CLOSING", 5)
             if self._inside >= self.waiting + len(self._judges) or self._bytes + job.bytes > self.most_bytes:
+                self.refused += 1
                 raise Unavailable(f"{self._inside} parts are waiting; try again", "FULL", 1)
             self._inside += 1
             self._bytes += job.bytes
@@ -157,6 +159,14 @@ class Line:
     def inspect(self, part: str, views: Sequence[Picture], **how: Any) -> Row:
         """`submit`, and waiting for the row."""
         return self.submit(part, views, **how).result()
+
+    def fail(self, part: str, code: str, reason: str, source: str, request: str | None = None) -> Row:
+        """A row for a part that could not be handed in: no picture of it, a view too few."""
+        entry = {"kind": "error", "part": part[:MOST_TEXT], "code": code, "reason": reason, "source": source}
+        entry |= {"request": request, "recipe": self.recipes.active.name}
+        row = self.ledger.add(**entry)
+        self.counts["ERROR"] = self.counts.get("ERROR", 0) + 1
+        return self._tell("part", row)
 
     def decide(self, seq: int, decision: str, reason: str, who: str) -> Row:
         """An operator's decision on a row, as a row of its own. It changes no verdict and no threshold."""
@@ -328,6 +338,7 @@ class Line:
         return [{"kind": "event", "code": "CLOCK", "reason": f"the clock was set by {moved:+.1f} s"}]
 
     def _tell(self, what: str, row: Row) -> Row:
+        self.last_seq = row.get("seq", self.last_seq)
         for listener in tuple(self._listeners):
             try:
                 listener(what, row)

@@ -1,0 +1,128 @@
+"""The service: routes put together, what they raise turned into answers, and the guard around all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flawmap.errors import (
+    BundleError,
+    CalibrationError,
+    DataError,
+    GateError,
+    LedgerError,
+    MissingExtra,
+    Unavailable,
+    UsageError,
+)
+from flawmap.station import access as _access
+from flawmap.station.challenge import Challenge
+from flawmap.station.line import Line
+
+try:
+    from fastapi import FastAPI, Request
+    from fastapi.exceptions import RequestValidationError
+    from fastapi.responses import JSONResponse, PlainTextResponse
+except ImportError as error:
+    raise MissingExtra("fastapi", "serve", "the station") from error
+
+MOST_BYTES = 64_000_000
+STATUS: tuple[tuple[type[Exception], int, str], ...] = (
+    (UsageError, 400, "USAGE"),
+    (DataError, 422, "DATA"),
+    (PermissionError, 403, "ROLE"),
+    (LookupError, 404, "GONE"),
+    (LedgerError, 503, "LEDGER"),
+    (BundleError, 409, "BUNDLE"),
+    (GateError, 409, "GATE"),
+    (CalibrationError, 409, "CALIBRATION"),
+)
+_LOG = logging.getLogger("flawmap.station")
+
+
+def create_app(
+    line: Line,
+    access: _access.Access | None = None,
+    *,
+    challenge: Challenge | None = None,
+    hosts: Sequence[str] | None = ("127.0.0.1", "localhost", "::1"),
+    most_bytes: int = MOST_BYTES,
+    ending: Callable[[], bool] = lambda: False,
+) -> Any:
+    """The ASGI application.
+
+    hosts       names it answers to; None: any
+    most_bytes  of a request's body
+    ending      says when streams shall end, for a graceful stop
+    """
+    from flawmap import __version__
+    from flawmap.station import api, login, measures, oip, pages
+
+    access = access or _access.Access()
+    app = FastAPI(title="flawmap station", version=__version__, docs_url=None, redoc_url=None)
+    app.include_router(api.router(line, challenge, ending))
+    app.include_router(oip.router(line))
+    app.include_router(pages.router(line))
+    app.include_router(login.router(access))
+
+    @app.get("/health/live", response_class=PlainTextResponse)
+    def live() -> str:
+        """The process answers."""
+        return "alive\n"
+
+    @app.get("/health/ready")
+    def ready() -> JSONResponse:
+        """Whether parts are judged: 200, or 503 and why not."""
+        why = line.blocked or line.fault
+        return JSONResponse({"ready": line.ready, "why": why}, 200 if line.ready else 503)
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    def metrics() -> PlainTextResponse:
+        """For Prometheus."""
+        return PlainTextResponse(measures.text(line), media_type=measures.MEDIA)
+
+    _handlers(app)
+    return _access.Guard(app, access, hosts=hosts, most_bytes=most_bytes)
+
+
+def _handlers(app: FastAPI) -> None:
+    for kind, status, code in STATUS:
+        app.add_exception_handler(kind, _handler(status, code))
+
+    @app.exception_handler(Unavailable)
+    async def _(request: Request, error: Unavailable) -> JSONResponse:
+        return _fault(request, 503, error.code, str(error), {"retry-after": str(error.retry_s)})
+
+    @app.exception_handler(RequestValidationError)
+    async def _(request: Request, error: RequestValidationError) -> JSONResponse:
+        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        return _fault(request, 422, "REQUEST", said)
+
+    @app.exception_handler(404)
+    async def _(request: Request, _: Exception) -> JSONResponse:
+        return _fault(request, 404, "PATH", "there is no such path; see /docs")
+
+    @app.exception_handler(405)
+    async def _(request: Request, error: Any) -> JSONResponse:
+        return _fault(request, 405, "METHOD", "not with this method; see /docs", dict(error.headers or {}))
+
+    @app.exception_handler(400)
+    async def _(request: Request, error: Any) -> JSONResponse:
+        return _fault(request, 400, "REQUEST", str(getattr(error, "detail", error)))
+
+
+def _handler(status: int, code: str) -> Any:
+    async def handler(request: Request, error: Exception) -> JSONResponse:
+        message = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
+        return _fault(request, status, code, message, {"retry-after": "1"} if status == 503 else None)
+
+    return handler
+
+
+def _fault(
+    request: Request, status: int, code: str, message: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    if request.url.path.startswith("/v2"):  # the protocol's errors are one text
+        return JSONResponse({"error": f"{code}: {message}"}, status, headers)
+    return JSONResponse({"error": {"code": code, "message": message}}, status, headers)
