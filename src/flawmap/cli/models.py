@@ -15,12 +15,22 @@ from flawmap.errors import UsageError
 
 def demo(verbs: Any) -> None:
     verb = add_verb(verbs, "demo", _run_demo, "fit, calibrate, inspect and report on pictures that come along")
+    verb.add_argument(
+        "what", nargs="?", choices=("station",), help="a station with camera, PLC and page; else a report"
+    )
     verb.add_argument("--woven", action="store_true", help="on drawn woven fabric; else on photos of solar cells")
     verb.add_argument("--method", default="patchcore", help="see flawmap list")
     verb.add_argument("--out", type=Path, default=Path("demo"), metavar="DIR", help="default: demo")
+    verb.add_argument("--port", type=int, default=8080, help="of the station: 8080")
+    verb.add_argument("--every", type=float, default=2.0, metavar="S", help="seconds between parts of the station: 2")
 
 
 def _run_demo(args: argparse.Namespace) -> None:
+    if args.what == "station":
+        from flawmap.station.demo import demo as station
+
+        show(args, station(args.out, port=args.port, every_s=args.every))
+        return
     from flawmap.run.demo import demo
 
     show(args, demo(args.out, woven=args.woven, method=args.method))

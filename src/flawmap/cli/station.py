@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ def serve(verbs: Any) -> None:
 
 def _about_pictures(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--watch", type=Path, metavar="DIR", help="inspect every new picture in this folder")
+    verb.add_argument("--camera", default="", metavar="NAME", help="replay:DIR, uvc:0, rtsp://... or video:FILE")
+    verb.add_argument("--every", type=float, metavar="S", help="the camera takes a part every so many seconds")
     verb.add_argument("--part-pattern", metavar="REGEX", help="its first group in a picture's name is the part shown")
     verb.add_argument("--keep", type=Path, metavar="DIR", help="keep pictures of parts here")
     verb.add_argument("--keep-every", type=int, default=100, metavar="N", help="and of one OK part in N: 100; 0: none")
@@ -75,14 +78,27 @@ def _run_serve(args: argparse.Namespace) -> None:
         raise UsageError("--block goes with --challenge")
     rules = Rules(args.keep_near, args.keep_every, args.keep_gb, args.keep_free_gb)
     same = ("station", "host", "port", "tokens", "tls_cert", "tls_key", "ledger", "durability", "engine", "waiting")
-    same += ("judges", "watch", "part_pattern", "keep", "challenge", "block", "opcua", "opcua_keys", "modbus", "mqtt")
+    same += (
+        "camera",
+        "every",
+        "judges",
+        "watch",
+        "part_pattern",
+        "keep",
+        "challenge",
+        "block",
+        "opcua",
+        "opcua_keys",
+        "modbus",
+        "mqtt",
+    )
     settings = Settings(
         recipes=_named(args.bundles),
         rules=rules,
         hosts=args.allow_host,
         key=args.key,
         deadline_s=args.deadline,
-        most_bytes=int(args.most_mb * 1e6),
+        most_bytes=int(args.most_mb * 1e6) if 0 < args.most_mb < 1e5 else 0,
         shifts=args.shift,
         webhooks=args.webhook,
         **{name: getattr(args, name) for name in same},
@@ -115,10 +131,17 @@ def _run_token(args: argparse.Namespace) -> None:
 
     made, line = new_token(args.name, args.role)
     if args.tokens:
-        with args.tokens.open("a") as file:
-            file.write(line + "\n")
-        args.tokens.chmod(0o600)
+        _append(args.tokens, line)
     show(args, {"token": made, "line": line})
+
+
+def _append(path: Path, line: str) -> None:
+    """To a file that its owner alone may read, from the moment it is there; a last line without an end gets one."""
+    before = path.read_bytes() if path.exists() else b""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        path.chmod(0o600)
+        file.write(f"{line}\n" if before.endswith(b"\n") or not before else f"\n{line}\n")
 
 
 def ledger(verbs: Any) -> None:
@@ -134,7 +157,7 @@ def ledger(verbs: Any) -> None:
 
 
 def _run_ledger(args: argparse.Namespace) -> None:
-    from flawmap.station.exports import export, existing
+    from flawmap.station.exports import existing, export
 
     found = existing(args.ledger)
     if args.what == "export":

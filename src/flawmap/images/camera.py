@@ -1,0 +1,141 @@
+"""Cameras: each takes a picture when asked, as a file's bytes, without loss.
+
+replay:DIR     the pictures of a folder, one after the other, from the first again after the last
+uvc:0          a USB camera, by its number (extra `capture`)
+rtsp://...     a camera on the network (extra `capture`)
+video:FILE     the frames of a film, to its end (extra `capture`)
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from PIL import Image
+
+from flawmap.errors import DataError, MissingExtra, UsageError
+from flawmap.images.decode import SUFFIXES
+
+STALE_S = 0.05  # a frame that was waited for no longer lay in the driver's buffer, and may be of the part before
+
+
+class Shot(NamedTuple):
+    name: str
+    content: bytes  # a file: PNG, or as it lies in the folder
+
+
+class Camera(Protocol):
+    name: str
+
+    def grab(self, views: int = 1) -> Sequence[Shot]:
+        """So many pictures, taken now, one after the other. DataError: the camera gives none."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Replay:
+    """Pictures of a folder in the order of their names. What is put into it later comes at the next round."""
+
+    def __init__(self, folder: Path) -> None:
+        self.name, self.folder = f"replay of {folder.name}", folder
+        self._left: list[Path] = []
+        self._lock = threading.Lock()
+        if not folder.is_dir():
+            raise UsageError(f"{folder}: there is no such folder to replay")
+
+    def grab(self, views: int = 1) -> list[Shot]:
+        with self._lock:
+            return [self._next() for _ in range(views)]
+
+    def _next(self) -> Shot:
+        if not self._left:
+            self._left = sorted((p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES), reverse=True)
+        if not self._left:
+            raise DataError(f"{self.folder}: there is no picture in it")
+        path = self._left.pop()
+        try:
+            return Shot(path.relative_to(self.folder).as_posix(), path.read_bytes())
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror or error}") from error
+
+    def close(self) -> None: ...
+
+
+class Video:
+    """A camera or a film that OpenCV opens; opened again when it was gone.
+
+    live  drop what the driver holds already: it was taken before it was asked for
+    """
+
+    def __init__(self, source: int | str, name: str, *, live: bool = True) -> None:
+        try:
+            import cv2
+        except ImportError as error:
+            raise MissingExtra("opencv-python-headless", "capture", f"the camera {name}") from error
+        self._cv2, self._source, self.name, self.live = cv2, source, name, live
+        self._lock = threading.Lock()
+        self._count = 0
+        self._capture: Any = None
+        self._open()
+
+    def grab(self, views: int = 1) -> list[Shot]:
+        with self._lock:
+            if self._capture is None:
+                self._open()
+            return [self._one() for _ in range(views)]
+
+    def close(self) -> None:
+        with self._lock:
+            self._release()
+
+    def _open(self) -> None:
+        self._capture = self._cv2.VideoCapture(self._source)
+        if not self._capture.isOpened():
+            self._release()
+            raise DataError(f"{self.name}: cannot be opened; is it plugged in, and used by nobody else?")
+
+    def _one(self) -> Shot:
+        if self.live:
+            for _ in range(8):
+                begun = time.monotonic()
+                if not self._capture.grab() or time.monotonic() - begun > STALE_S:
+                    break
+        good, frame = self._capture.read()
+        if not good or frame is None or not frame.size:
+            self._release()
+            raise DataError(f"{self.name}: gives no picture")
+        file = io.BytesIO()
+        Image.fromarray(frame[..., ::-1] if frame.ndim == 3 else frame).save(file, "PNG", compress_level=1)
+        self._count += 1
+        return Shot(f"frame-{self._count:06}.png", file.getvalue())
+
+    def _release(self) -> None:
+        if self._capture is not None:
+            self._capture.release()
+            self._capture = None
+
+
+def camera(text: str) -> Camera:
+    """A camera by its name, as at the top of this file. UsageError: there is no such kind."""
+    kind, _, rest = text.partition(":")
+    if kind == "replay" and rest:
+        return Replay(Path(rest))
+    if kind == "uvc" and rest.isdecimal():
+        return Video(int(rest), text)
+    if kind in ("rtsp", "rtsps"):
+        return Video(text, _without_password(text))
+    if kind == "video" and rest:
+        if not Path(rest).is_file():
+            raise UsageError(f"{rest}: there is no such film")
+        return Video(rest, text, live=False)
+    raise UsageError(f"no camera {text!r}; there are replay:DIR, uvc:NUMBER, rtsp://HOST/PATH, video:FILE")
+
+
+def _without_password(url: str) -> str:
+    before, at, after = url.rpartition("@")
+    return f"{before.partition('://')[0]}://...@{after}" if at else url
