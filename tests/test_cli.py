@@ -39,6 +39,9 @@ VERBS = [
     "data",
     "doctor",
     "list",
+    "serve",
+    "token",
+    "ledger",
 ]
 
 

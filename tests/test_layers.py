@@ -25,8 +25,8 @@ MAY_IMPORT = {
     "detectors": _BASE | {"features", "synthesis"},
     "report": _BASE | {"verdict"},
     "run": _BASE | {"images", "synthesis", "features", "detectors", "verdict", "report"},
-    "station": _LINE,
-    "cli": _LINE | {"__init__"},
+    "station": _LINE | {"__init__"},
+    "cli": _LINE | {"__init__", "station"},
     "__init__": _BASE | {"verdict", "run"},
 }
 TRAINING = {"torch", "torchvision", "timm", "onnx", "onnxscript"}

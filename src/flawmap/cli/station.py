@@ -48,6 +48,9 @@ def _about_pictures(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--every", type=float, metavar="S", help="the camera takes a part every so many seconds")
     verb.add_argument("--part-pattern", metavar="REGEX", help="its first group in a picture's name is the part shown")
     verb.add_argument("--keep", type=Path, metavar="DIR", help="keep pictures of parts here")
+    verb.add_argument(
+        "--good", type=Path, metavar="DIR", help="the pictures it was fitted on: a part's page shows the nearest"
+    )
     verb.add_argument("--keep-every", type=int, default=100, metavar="N", help="and of one OK part in N: 100; 0: none")
     verb.add_argument(
         "--keep-near", type=float, default=3.0, metavar="X", help="and OK with p at most X times the limit: 3"
@@ -66,7 +69,10 @@ def _about_plant(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--opcua", default="", metavar="URL", help="an OPC UA server: opc.tcp://127.0.0.1:4840/flawmap")
     verb.add_argument("--opcua-keys", type=Path, metavar="DIR", help="certificates of the server and of its clients")
     verb.add_argument("--modbus", default="", metavar="HOST:PORT", help="a Modbus TCP server: 127.0.0.1:5020")
+    verb.add_argument("--modbus-plc", action="append", default=[], metavar="IP", help="let this PLC in, and no other")
+    verb.add_argument("--ack", type=float, metavar="S", help="in which a PLC has to take a result: 5")
     verb.add_argument("--mqtt", default="", metavar="URL", help="publish to a broker: mqtts://user@host:8883")
+    verb.add_argument("--mqtt-ca", type=Path, metavar="PEM", help="whose certificates of a broker are believed")
     verb.add_argument("--webhook", action="append", default=[], metavar="URL", help="post every part there, signed")
 
 
@@ -77,21 +83,8 @@ def _run_serve(args: argparse.Namespace) -> None:
     if args.block and not args.challenge:
         raise UsageError("--block goes with --challenge")
     rules = Rules(args.keep_near, args.keep_every, args.keep_gb, args.keep_free_gb)
-    same = ("station", "host", "port", "tokens", "tls_cert", "tls_key", "ledger", "durability", "engine", "waiting")
-    same += (
-        "camera",
-        "every",
-        "judges",
-        "watch",
-        "part_pattern",
-        "keep",
-        "challenge",
-        "block",
-        "opcua",
-        "opcua_keys",
-        "modbus",
-        "mqtt",
-    )
+    same = "station host port tokens tls_cert tls_key ledger durability engine waiting judges camera every watch "
+    same += "part_pattern keep good challenge block opcua opcua_keys modbus mqtt mqtt_ca"
     settings = Settings(
         recipes=_named(args.bundles),
         rules=rules,
@@ -101,7 +94,9 @@ def _run_serve(args: argparse.Namespace) -> None:
         most_bytes=int(args.most_mb * 1e6) if 0 < args.most_mb < 1e5 else 0,
         shifts=args.shift,
         webhooks=args.webhook,
-        **{name: getattr(args, name) for name in same},
+        modbus_plcs=args.modbus_plc,
+        ack_s=args.ack,
+        **{name: getattr(args, name) for name in same.split()},
     )
     serve(settings)
 

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import hmac
 import ipaddress
+import json
 import os
 import re
 import secrets
@@ -18,7 +19,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from flawmap.errors import UsageError
 
@@ -29,6 +29,12 @@ SESSION_S = 12 * 3600
 MOST_SESSIONS = 1000
 OPEN = ("/health/", "/v2/health/", "/static/", "/login")
 SAFE = ("GET", "HEAD")
+NAME = re.compile(r"[A-Za-z0-9._-]{1,60}")
+HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
+ONCE = ("host", "origin", "authorization", "content-length", "transfer-encoding", "content-type", "content-encoding")
+PICTURES = re.compile(r"/v1/inspect|/v2/models/[^/]+(/versions/[^/]+)?/infer")  # what takes a large body
+SMALL = 65_536  # bytes of any other
+TOGETHER = 8  # of the largest bodies are held in memory at once
 HEADERS = {
     "content-security-policy": "default-src 'self'; img-src 'self' data: blob:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'self'; object-src 'none'",
@@ -48,7 +54,12 @@ class Who:
         return ROLES.index(self.role) >= ROLES.index(role)
 
 
+Refusal = tuple[int, str, str]  # status, code, and in words
 LOCAL = Who("local", "admin")  # without tokens, which only loopback may be
+
+
+class Forbidden(Exception):
+    """Not with this token. Not a PermissionError, which a disk raises, too."""
 
 
 class Access:
@@ -89,8 +100,10 @@ class Access:
 
 def new_token(name: str, role: str) -> tuple[str, str]:
     """A token, and the line for the tokens file that lets it in."""
-    if role not in ROLES or not re.fullmatch(r"[A-Za-z0-9._-]{1,60}", name):
-        raise UsageError(f"a token has a name of letters and digits, and a role: {', '.join(ROLES)}")
+    if role not in ROLES or not NAME.fullmatch(name):
+        raise UsageError(
+            f"a token has a name of 1 to 60 letters, digits, dots, dashes, underscores, and a role: {', '.join(ROLES)}"
+        )
     token = secrets.token_urlsafe(32)
     return token, f"{name} {role} {hashlib.sha256(token.encode()).hexdigest()}"
 
@@ -107,7 +120,8 @@ def read_tokens(path: Path | None) -> dict[str, Who]:
         words = line.split("#")[0].split()
         if not words:
             continue
-        if len(words) != 3 or words[1] not in ROLES or not re.fullmatch("[0-9a-f]{64}", words[2]):
+        whole = len(words) == 3 and NAME.fullmatch(words[0]) and re.fullmatch("[0-9a-f]{64}", words[2])
+        if not whole or words[1] not in ROLES:
             raise UsageError(f"{where}, line {number}: a token is NAME ROLE SHA256, of a role {', '.join(ROLES)}")
         found[words[2]] = Who(words[0], words[1])
     if path and not found:
@@ -126,14 +140,16 @@ class Guard:
     """Around the whole application: host, origin, token, size and pace of the body, headers of the answer.
 
     hosts       names that a request may ask for; None: any (with tokens only)
-    most_bytes  of a body; counted while it is read, whatever its header says
+    most_bytes  of a body with pictures, of others 64 KiB; counted while it is read, whatever its header says
     body_s      seconds in which a body must have come
     """
 
     def __init__(
         self, app: Any, access: Access, *, hosts: Sequence[str] | None, most_bytes: int, body_s: float = 30.0
     ) -> None:
-        self.app, self.access, self.hosts, self.most_bytes, self.body_s = app, access, hosts, most_bytes, body_s
+        self.app, self.access, self.most_bytes, self.body_s = app, access, most_bytes, body_s
+        self.hosts = None if hosts is None else {host.lower() for host in hosts}
+        self.held = 0  # bytes of bodies in memory
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
@@ -142,11 +158,12 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = {key.decode("latin-1").lower(): value.decode("latin-1") for key, value in scope["headers"]}
-        started = False
+        body, started = _Body(self, receive, self._most(scope["path"])), False
 
         async def answer(message: Any) -> None:
             nonlocal started
+            if body.refused and not started:
+                return  # whatever was made of half a body
             if message["type"] == "http.response.start":
                 started = True
                 names = {key.lower() for key, _ in message["headers"]}
@@ -155,43 +172,51 @@ class Guard:
                 message = {**message, "headers": [*message["headers"], *more]}
             await send(message)
 
-        refused = self._refused(scope, headers)
+        refused = self._refused(scope)
         if refused is None:
             try:
-                await self.app(scope, self._counted(receive), answer)
-                return
-            except _Body as error:
-                if started:
+                await self.app(scope, body, answer)
+            except Exception:
+                if body.refused is None or started:
                     raise
-                refused = (error.status, error.code, str(error))
-        if refused[0] == 401 and scope["method"] in SAFE and "text/html" in headers.get("accept", ""):
-            await answer({"type": "http.response.start", "status": 303, "headers": [(b"location", b"/login")]})
-            await answer({"type": "http.response.body", "body": b""})
-            return
-        await _refuse(answer, *refused)
+            finally:
+                self.held -= body.got
+            refused, body.refused = body.refused, None
+        if refused is not None and not started:
+            await _refuse(scope, answer, *refused)
 
-    def _refused(self, scope: Any, headers: Mapping[str, str]) -> tuple[int, str, str] | None:
-        host, path, method = headers.get("host", ""), scope["path"], scope["method"]
-        name = urlsplit(f"//{host}").hostname or "" if host.isprintable() and "@" not in host else ""
-        if not name or (self.hosts is not None and name not in self.hosts):
+    def _most(self, path: str) -> int:
+        return self.most_bytes if PICTURES.fullmatch(path) else min(SMALL, self.most_bytes)
+
+    def _refused(self, scope: Any) -> Refusal | None:
+        """Why a request goes no further, from its head alone."""
+        pairs = [(key.decode("latin-1").lower(), value.decode("latin-1")) for key, value in scope["headers"]]
+        headers = dict(pairs)
+        for name in ONCE:
+            if sum(key == name for key, _ in pairs) > 1:
+                return 400, "HEADER", f"the header {name} came more than once"
+        if "content-length" in headers and "transfer-encoding" in headers:
+            return 400, "HEADER", "a body's length is told by content-length or by transfer-encoding, not by both"
+        host = HOST.fullmatch(headers.get("host", ""))
+        if not host or (self.hosts is not None and host[1].strip("[]").lower() not in self.hosts):
             return 421, "HOST", "this station does not answer to that host name; start it with --allow-host NAME"
-        if method not in SAFE and not self._own(headers, host):
+        if not _own(headers, scope["method"]):
             return 403, "ORIGIN", "a page of another site may not ask for this"
         who = self._who(headers)
-        if who is None and not path.startswith(OPEN):
+        if who is None and not scope["path"].startswith(OPEN):
             return 401, "TOKEN", "give a token: Authorization: Bearer TOKEN"
-        scope.setdefault("state", {})
-        scope["state"] |= {"who": who.name if who else "", "role": who.role if who else "view", "known": who}
-        length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()) or int(length) > self.most_bytes:
-            return 413, "SIZE", f"a body has at most {self.most_bytes} bytes"
-        return None
+        told = {"who": who.name if who else "", "role": who.role if who else "view", "known": who}
+        scope["state"] = {**scope.get("state", {}), **told}
+        return self._unread(headers, self._most(scope["path"]))
 
-    def _own(self, headers: Mapping[str, str], host: str) -> bool:
-        if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-            return False
-        origin = headers.get("origin")  # a proxy may have taken off the TLS, so that the scheme says nothing
-        return origin is None or urlsplit(origin).netloc.lower() == host.lower()
+    def _unread(self, headers: Mapping[str, str], most: int) -> Refusal | None:
+        """What can be told of a body before it is read."""
+        if headers.get("content-encoding", "identity").lower() != "identity":
+            return 415, "ENCODING", "a body must not be compressed; pictures are already"
+        length = headers.get("content-length", "0")
+        if not re.fullmatch("[0-9]{1,15}", length) or int(length) > most:
+            return 413, "SIZE", f"a body has at most {most} bytes here"
+        return None
 
     def _who(self, headers: Mapping[str, str]) -> Who | None:
         if not self.access.needed:
@@ -203,31 +228,54 @@ class Guard:
             return self.access.of_session(session)
         return None
 
-    def _counted(self, receive: Any) -> Any:
-        left, until, ended = self.most_bytes, None, False
 
-        async def counted() -> Any:
-            nonlocal left, until, ended
-            if ended:
-                return await receive()  # waits for the client to go
-            until = until or time.monotonic() + self.body_s
-            try:
-                message = await asyncio.wait_for(receive(), max(0.001, until - time.monotonic()))
-            except TimeoutError:
-                raise _Body(408, "SLOW", f"the body did not come within {self.body_s:g} s") from None
-            left -= len(message.get("body", b""))
-            ended = not message.get("more_body", False)
-            if left < 0:
-                raise _Body(413, "SIZE", f"a body has at most {self.most_bytes} bytes")
-            return message
+class _Body:
+    """What is read of a request, counted and timed. A body that is too large or too slow is read no further."""
 
-        return counted
+    def __init__(self, guard: Guard, receive: Any, most: int) -> None:
+        self.guard, self.receive, self.most = guard, receive, most
+        self.got, self.ended, self.until = 0, False, 0.0
+        self.refused: Refusal | None = None
+
+    async def __call__(self) -> Any:
+        if self.ended:
+            return await self.receive()  # waits for the client to go
+        now = time.monotonic()
+        self.until = self.until or now + self.guard.body_s
+        try:
+            if now >= self.until:  # pieces that are there already do not prolong it either
+                raise TimeoutError
+            message = await asyncio.wait_for(self.receive(), self.until - now)
+        except TimeoutError:
+            raise self._stop(408, "SLOW", f"the body did not come within {self.guard.body_s:g} s") from None
+        length = len(message.get("body", b""))
+        self.got += length
+        self.guard.held += length
+        self.ended = not message.get("more_body", False)
+        if self.got > self.most:
+            raise self._stop(413, "SIZE", f"a body has at most {self.most} bytes here")
+        if self.guard.held > max(TOGETHER * self.guard.most_bytes, self.got):
+            raise self._stop(503, "FULL", "too many large requests at once; try again")
+        return message
+
+    def _stop(self, *refused: Any) -> Exception:
+        self.refused, self.ended = refused, True
+        return _Stop(refused[2])
 
 
-class _Body(Exception):
-    def __init__(self, status: int, code: str, message: str) -> None:
-        super().__init__(message)
-        self.status, self.code = status, code
+class _Stop(Exception):
+    """Ends the reading of a body; the guard answers, whatever is made of this."""
+
+
+def _own(headers: Mapping[str, str], method: str) -> bool:
+    """Whether a request may come from where it says: our own pages, no page, or for pages a link elsewhere."""
+    if headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        opened = headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+        return method in SAFE and opened
+    if method in SAFE or "origin" not in headers:
+        return True
+    # A proxy may have taken off the TLS, so that the scheme says nothing.
+    return re.sub("^https?://", "", headers["origin"].lower()) == headers["host"].lower()
 
 
 def session_of(cookies: str) -> str:
@@ -235,12 +283,18 @@ def session_of(cookies: str) -> str:
     return next((value for name, _, value in pairs if name == COOKIE), "")
 
 
-async def _refuse(send: Any, status: int, code: str, message: str) -> None:
-    import json
-
-    body = json.dumps({"error": {"code": code, "message": message}}).encode()
+async def _refuse(scope: Any, send: Any, status: int, code: str, message: str) -> None:
+    html = any(key == b"accept" and b"text/html" in value for key, value in scope["headers"])
+    if status == 401 and scope["method"] in SAFE and html:
+        await send({"type": "http.response.start", "status": 303, "headers": [(b"location", b"/login")]})
+        await send({"type": "http.response.body", "body": b""})
+        return
+    of_protocol = scope["path"].startswith("/v2")  # whose errors are one text
+    error = f"{code}: {message}" if of_protocol else {"code": code, "message": message}
+    body = json.dumps({"error": error}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    headers += [(b"connection", b"close")] if status in (408, 413) else []
+    headers += [(b"connection", b"close")] if status == 408 else []
+    headers += [(b"retry-after", b"1")] if status == 503 else []
     headers += [(b"www-authenticate", b"Bearer")] if status == 401 else []
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from flawmap.errors import (
@@ -19,11 +20,13 @@ from flawmap.errors import (
 from flawmap.station import access as _access
 from flawmap.station.challenge import Challenge
 from flawmap.station.line import Line
+from flawmap.station.shown import Gone
 
 try:
     from fastapi import FastAPI, Request
     from fastapi.exceptions import RequestValidationError
     from fastapi.responses import JSONResponse, PlainTextResponse
+    from starlette.exceptions import HTTPException
 except ImportError as error:
     raise MissingExtra("fastapi", "serve", "the station") from error
 
@@ -31,13 +34,15 @@ MOST_BYTES = 64_000_000
 STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (UsageError, 400, "USAGE"),
     (DataError, 422, "DATA"),
-    (PermissionError, 403, "ROLE"),
-    (LookupError, 404, "GONE"),
+    (_access.Forbidden, 403, "ROLE"),
+    (Gone, 404, "GONE"),
     (LedgerError, 503, "LEDGER"),
     (BundleError, 409, "BUNDLE"),
     (GateError, 409, "GATE"),
     (CalibrationError, 409, "CALIBRATION"),
 )
+WORDS = {404: ("PATH", "there is no such path; see /docs"), 405: ("METHOD", "not with this method; see /docs")}
+ABOUT = "Parts in, verdicts out. Every answer about a part is its row in the ledger."
 _LOG = logging.getLogger("flawmap.station")
 
 
@@ -49,38 +54,42 @@ def create_app(
     hosts: Sequence[str] | None = ("127.0.0.1", "localhost", "::1"),
     most_bytes: int = MOST_BYTES,
     ending: Callable[[], bool] = lambda: False,
+    good: Path | None = None,
 ) -> Any:
     """The ASGI application.
 
     hosts       names it answers to; None: any
     most_bytes  of a request's body
+    good        the pictures that the model was fitted on, for the nearest good patch on a part's page
     ending      says when streams shall end, for a graceful stop
     """
     from flawmap import __version__
     from flawmap.station import api, login, measures, oip, pages
 
     access = access or _access.Access()
-    app = FastAPI(title="flawmap station", version=__version__, docs_url=None, redoc_url=None)
+    about: dict[str, Any] = {"title": "flawmap station", "version": __version__, "description": ABOUT}
+    app = FastAPI(**about, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.include_router(api.router(line, challenge, ending))
     app.include_router(oip.router(line))
-    app.include_router(pages.router(line))
+    app.include_router(pages.router(line, good=good))
     app.include_router(login.router(access))
+    measured = measures.Measures(line)
 
+    # These three wait for no thread, so that they answer when all threads are busy.
     @app.get("/health/live", response_class=PlainTextResponse)
-    def live() -> str:
+    async def live() -> str:
         """The process answers."""
         return "alive\n"
 
-    @app.get("/health/ready")
-    def ready() -> JSONResponse:
+    @app.get("/health/ready", responses={503: {"description": "No parts are judged."}})
+    async def ready() -> JSONResponse:
         """Whether parts are judged: 200, or 503 and why not."""
-        why = line.blocked or line.fault
-        return JSONResponse({"ready": line.ready, "why": why}, 200 if line.ready else 503)
+        return JSONResponse({"ready": line.ready, "why": line.blocked or line.fault}, 200 if line.ready else 503)
 
-    @app.get("/metrics", response_class=PlainTextResponse)
-    def metrics() -> PlainTextResponse:
+    @app.get("/metrics", response_class=PlainTextResponse, dependencies=[api.TOKEN], responses=api.FAULTS)
+    async def metrics() -> PlainTextResponse:
         """For Prometheus."""
-        return PlainTextResponse(measures.text(line), media_type=measures.MEDIA)
+        return PlainTextResponse(measured.text(), media_type=measures.MEDIA)
 
     _handlers(app)
     return _access.Guard(app, access, hosts=hosts, most_bytes=most_bytes)
@@ -99,23 +108,19 @@ def _handlers(app: FastAPI) -> None:
         said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         return _fault(request, 422, "REQUEST", said)
 
-    @app.exception_handler(404)
-    async def _(request: Request, _: Exception) -> JSONResponse:
-        return _fault(request, 404, "PATH", "there is no such path; see /docs")
+    @app.exception_handler(HTTPException)
+    async def _(request: Request, error: HTTPException) -> JSONResponse:
+        code, words = WORDS.get(error.status_code, ("REQUEST", str(error.detail)))
+        return _fault(request, error.status_code, code, words, dict(error.headers or {}))
 
-    @app.exception_handler(405)
-    async def _(request: Request, error: Any) -> JSONResponse:
-        return _fault(request, 405, "METHOD", "not with this method; see /docs", dict(error.headers or {}))
-
-    @app.exception_handler(400)
-    async def _(request: Request, error: Any) -> JSONResponse:
-        return _fault(request, 400, "REQUEST", str(getattr(error, "detail", error)))
+    @app.exception_handler(Exception)
+    async def _(request: Request, _: Exception) -> JSONResponse:  # uvicorn logs it
+        return _fault(request, 500, "INTERNAL", "a fault of the station's own; its log says more")
 
 
 def _handler(status: int, code: str) -> Any:
     async def handler(request: Request, error: Exception) -> JSONResponse:
-        message = str(error.args[0]) if isinstance(error, LookupError) and error.args else str(error)
-        return _fault(request, status, code, message, {"retry-after": "1"} if status == 503 else None)
+        return _fault(request, status, code, str(error), {"retry-after": "1"} if status == 503 else None)
 
     return handler
 

@@ -1,9 +1,8 @@
-"""What the adapters share: an event loop in a thread of its own, and which addresses only this machine can reach."""
+"""An event loop in a thread of its own, for the adapters that need one."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -37,11 +36,3 @@ async def _cancelled() -> None:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     await asyncio.get_running_loop().shutdown_default_executor()
-
-
-def loopback(host: str) -> bool:
-    """Whether nothing but this machine can reach a server there."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -10,6 +10,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from flawmap.errors import LedgerError, Unavailable, UsageError
 from flawmap.station.handshake import Answer, Code, Handshake, Signals, State, Task
@@ -18,7 +19,6 @@ from flawmap.station.line import MOST_TEXT, Line, Picture
 
 Grab = Callable[[str], Sequence[Picture]]
 TICK_S = 0.05
-PROBE_S = 2.0  # how often a ledger that has failed is tried again
 _LAMP = {State.READY: "ok", State.SINGLE_EXECUTION: "ok", State.INITIALIZED: "warn", State.PREOPERATIONAL: "warn"}
 _LOG = logging.getLogger("flawmap.station")
 
@@ -32,23 +32,22 @@ class Cell:
     times   of `Handshake`: inspect_s, ack_s, row_s, heartbeat_s
     """
 
-    def __init__(self, line: Line, grab: Grab, *, source: str = "plc", lamp: str = "plc", **times: float) -> None:
+    def __init__(self, line: Line, grab: Grab, *, source: str = "plc", lamp: str = "plc", **times: Any) -> None:
         self.line, self.grab, self.source, self.lamp = line, grab, source, lamp
         self.peers = 0  # PLCs that are connected; the adapter says so
-        self._listeners: list[Callable[[Signals], None]] = []
+        self._listeners: list[Callable[[Signals], object]] = []
         self.handshake = Handshake(self._begin, self._changed, **times)
         self._ended, self._over = threading.Event(), threading.Event()
-        self._probing = threading.Event()
-        self._probed = -math.inf
         self._watcher = threading.Thread(target=self._watch, name=f"{source}-handshake", daemon=True)
         self._look_at_line()
+        self._light()
         self._watcher.start()
 
     @property
     def signals(self) -> Signals:
         return self.handshake.signals
 
-    def listen(self, listener: Callable[[Signals], None]) -> None:
+    def listen(self, listener: Callable[[Signals], object]) -> None:
         """Is called with every change of the signals, in order; must return at once and not raise."""
         self._listeners.append(listener)
 
@@ -67,36 +66,25 @@ class Cell:
 
     def _watch(self) -> None:
         while not self._over.wait(TICK_S):
-            self._look_at_line()
-            self.handshake.tick()
-            self._light()
+            try:
+                self._look_at_line()
+                self.handshake.tick()
+                self._light()
+            except Exception:  # without this thread there are no timeouts and no heartbeat
+                _LOG.exception("%s", self.source)
+                self.handshake.line(Code.INTERNAL)
 
     def _look_at_line(self) -> None:
-        line = self.line
-        alive = _alive(line)
+        line, alive = self.line, self.line.alive
         if self._ended.is_set() or not alive:
             code = Code.CLOSING
-        elif line.blocked:
+        elif line.blocked or (line.gate and line.gate(line.recipes.active)):
             code = Code.BLOCKED
-        elif line.fault:
+        elif line.fault:  # the line tries by itself whether the ledger takes rows again
             code = Code.LEDGER
-            if time.monotonic() - self._probed > PROBE_S and not self._probing.is_set():
-                self._probing.set()
-                threading.Thread(target=self._probe, name=f"{self.source}-probe", daemon=True).start()
         else:
             code = Code.NONE if line.ready else Code.CLOSING
         self.handshake.line(code, alive)
-
-    def _probe(self) -> None:
-        """Whether the ledger takes rows again: without Ready no part comes that would find it out."""
-        try:
-            self.line.event("LEDGER", "takes rows again")
-            self.line.fault = ""
-        except LedgerError as error:
-            self.line.fault = str(error)
-        finally:
-            self._probed = time.monotonic()
-            self._probing.clear()
 
     def _light(self) -> None:
         signals = self.signals
@@ -141,7 +129,7 @@ class Cell:
         if not self.handshake.awaits(task):
             return Answer(part, code=Code.TIMEOUT)
         try:
-            return _answer(self.line.inspect(part, views, source=self.source))
+            return _answer(part, self.line.inspect(part, views, source=self.source))
         except LedgerError as error:
             return Answer(part, code=Code.LEDGER, reason=str(error))
         except Unavailable as error:
@@ -154,9 +142,8 @@ class Cell:
         if code == Code.CLOSING or (task is not None and not self.handshake.awaits(task)):
             return Answer(part, code=code, reason=reason)
         try:
-            row = self.line.fail(part, code.name, reason, self.source)
+            row = self.line.fail(part[:MOST_TEXT], code.name, reason, self.source)
         except LedgerError as error:
-            self.line.fault = str(error)
             return Answer(part, code=Code.LEDGER, reason=f"{error}; and {reason}")
         return Answer(part, code=code, reason=reason, row=row["seq"], hash=row["hash"])
 
@@ -169,17 +156,13 @@ class Cell:
             _LOG.error("%s: %s", reason, error)
 
 
-def _answer(row: Row) -> Answer:
+def _answer(part: str, row: Row) -> Answer:
     verdict = row["verdict"] if row["kind"] == "verdict" else "ERROR"
     code = Code.NONE if verdict != "ERROR" else _code(row["code"])
     figures = {name: math.nan if row[name] is None else float(row[name]) for name in ("score", "threshold")}
     reason = row["reason"] or ""
-    return Answer(row["part"], verdict, code, reason, row["seq"], row["hash"], **figures)
+    return Answer(part, verdict, code, reason, row["seq"], row["hash"], **figures)
 
 
 def _code(name: str | None) -> Code:
-    return Code[name] if name in Code.__members__ and name != "NONE" else Code.ERROR
-
-
-def _alive(line: Line) -> bool:
-    return all(thread.is_alive() for thread in (*line._judges, line._recorder))
+    return Code.__members__.get(name or "") or Code.ERROR

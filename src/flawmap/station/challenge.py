@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from flawmap.errors import DataError, UsageError
+from flawmap.errors import DataError, LedgerError, Unavailable, UsageError
 from flawmap.images.folder import find
 from flawmap.station.ledger import Row
-from flawmap.station.line import Line, Picture
+from flawmap.station.line import MOST_TEXT, Line, Picture
+from flawmap.station.recipes import Recipe
 from flawmap.types import Sample, Verdict
 
 NOT_YET = "the challenge parts have not passed"
-POLL_S = 5.0
+POLL_S = 1.0
+FULL_S = 30.0  # for a place among the parts that wait
+_LOG = logging.getLogger("flawmap.station")
 
 
 @dataclass(frozen=True)
@@ -46,58 +51,100 @@ class Challenge:
         self.parts = {kind: _parts(folder / kind, part_pattern) for kind in ("good", "bad")}
         self.last: Result | None = None
         self._running = threading.Lock()
-        self._shift, self._ended = self._now(), threading.Event()
-        self._passed_with = ""
+        self._ended = threading.Event()
+        self._passed: tuple[str, tuple[int, int]] = ("", (0, 0))  # with which bundle, in which shift
+        self._end = line.listen(self._heard) if block else lambda: None
         if block:
+            line.gate = self._why
             line.block(NOT_YET)
-            self._end = line.listen(self._heard)
-        threading.Thread(target=self._watch, name="challenge", daemon=True).start()
+        self._thread = threading.Thread(target=self._watch, name="challenge", daemon=True)
+        self._thread.start()
 
     def run(self, who: str = "") -> Result:
-        """Judges all of them. UsageError: it runs already."""
+        """Judges all of them. UsageError: it runs already. LedgerError: it cannot be written down, and has not passed.
+
+        What cannot be judged has not passed either. Parts of the line that wait go first.
+        """
         if not self._running.acquire(blocking=False):
             raise UsageError("the challenge is running")
         try:
-            recipe = self.line.recipes.active
-            rows, wrong = [], []
-            for kind, parts in self.parts.items():
-                for name, views in parts.items():
-                    pictures = [Picture(view.name, Path(str(view.source)).read_bytes()) for view in views]
-                    row = self.line.inspect(f"challenge {kind}: {name}", pictures, source="challenge", challenge=True)
-                    rows.append(row)
-                    if row["kind"] != "verdict" or (row["verdict"] == Verdict.OK) != (kind == "good"):
-                        wrong.append(f"{kind} part {name} is {row['verdict'] or row['code']}")
+            recipe, shift = self.line.recipes.active, self._now()
+            rows, wrong = self._judged(recipe)
             passed = not wrong
             reason = f"{len(rows)} challenge parts passed" if passed else "; ".join(wrong)[:1000]
             self.line.event("PASSED" if passed else "FAILED", f"{recipe.name}: {reason}", who)
-            self._passed_with = recipe.bundle if passed else ""
             self.last = Result(passed, reason, tuple(rows))
-            if self.blocks:
-                self._hold("" if passed and recipe is self.line.recipes.active else f"{NOT_YET}: {reason}")
+            self._passed = (recipe.bundle if passed else "", shift)
             return self.last
+        except BaseException:
+            self._passed = ("", (0, 0))
+            raise
         finally:
-            self._running.release()
+            try:
+                self._hold()
+            finally:
+                self._running.release()
 
     def close(self) -> None:
+        """Ends its thread. A station that was blocked stays so."""
         self._ended.set()
+        self._end()
+        self._thread.join()
+
+    def _judged(self, recipe: Recipe) -> tuple[list[Row], list[str]]:
+        rows, wrong = [], []
+        for kind, parts in self.parts.items():
+            for name, views in parts.items():
+                try:
+                    pictures = [Picture(view.name, Path(str(view.source)).read_bytes()) for view in views]
+                    row = self._inspected(f"challenge {kind}: {name}"[:MOST_TEXT], pictures, recipe)
+                except (UsageError, Unavailable, OSError) as error:
+                    wrong.append(f"{kind} part {name}: {error}")
+                    continue
+                rows.append(row)
+                if row["bundle"] != recipe.bundle:
+                    wrong.append(f"{kind} part {name} was judged by another bundle: the recipe was switched")
+                elif row["kind"] != "verdict" or (row["verdict"] == Verdict.OK) != (kind == "good"):
+                    wrong.append(f"{kind} part {name} is {row['verdict'] or row['code']}")
+        return rows, wrong
+
+    def _inspected(self, part: str, pictures: Sequence[Picture], recipe: Recipe) -> Row:
+        until = time.monotonic() + FULL_S
+        while True:
+            try:
+                return self.line.inspect(part, pictures, recipe=recipe.name, source="challenge", challenge=True)
+            except Unavailable as error:
+                if error.code != "FULL" or time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+
+    def _why(self, recipe: Recipe) -> str:
+        """Why parts of this recipe are not judged now, or ""."""
+        bundle, shift = self._passed
+        if not bundle:
+            failed = self.last and not self.last.passed
+            return f"{NOT_YET}: {self.last.reason}" if self.last and failed else NOT_YET
+        if shift != self._now():
+            return f"{NOT_YET} in this shift"
+        return "" if bundle == recipe.bundle else f"{NOT_YET} with the recipe {recipe.name}"
 
     def _heard(self, what: str, row: Row) -> None:
         """Another recipe has to pass before it judges."""
-        changed = what == "event" and row["code"] in ("RECIPE", "ROLLBACK")
-        if changed and self.line.recipes.active.bundle != self._passed_with:
-            self._hold(f"{NOT_YET} with the recipe {self.line.recipes.active.name}")
+        if what == "event" and row["code"] in ("RECIPE", "ROLLBACK"):
+            self._hold()
 
-    def _hold(self, reason: str) -> None:
-        if self.line.blocked != reason:
-            self.line.block(reason)
+    def _hold(self) -> None:
+        why, blocked = self._why(self.line.recipes.active), self.line.blocked
+        if self.blocks and why != blocked and (why or blocked.startswith(NOT_YET)):  # not what somebody else blocked
+            self.line.block(why)
 
     def _watch(self) -> None:
         while not self._ended.wait(POLL_S):
-            shift = self._now()
-            if shift != self._shift:
-                self._shift, self._passed_with = shift, ""
-                if self.blocks:
-                    self._hold(f"{NOT_YET} in this shift")
+            try:
+                if not self._running.locked():
+                    self._hold()
+            except LedgerError as error:  # blocked all the same; tried again
+                _LOG.error("%s", error)
 
     def _now(self) -> tuple[int, int]:
         """The shift that runs: the day it began, and its number in the day."""

@@ -10,32 +10,45 @@ from pathlib import Path
 from typing import Any
 
 from flawmap.errors import DataError, MissingExtra, UsageError
-from flawmap.station.ledger import ROWS, Ledger
+from flawmap.station.ledger import ROWS, Ledger, clean
 
-NAMES = [column.name for column in ROWS.columns]
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+KINDS = {column.name: column.type.python_type for column in ROWS.columns}
+NAMES = list(KINDS)
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 GROUP = 10_000  # rows of Parquet written at once
 
 
 def existing(url: str) -> Ledger:
-    """A ledger that is there. DataError: there is no such file."""
-    if "://" not in url and not Path(url).is_file():
-        raise DataError(f"{url}: there is no such ledger")
-    return Ledger(url)
+    """A ledger that is there, to be read only. DataError: there is none."""
+    return Ledger(url, create=False)
 
 
 def export(ledger: Ledger, path: Path) -> int:
-    """Writes all rows, whole or not at all; returns how many. UsageError: neither .csv nor .parquet."""
+    """Writes all rows, whole or not at all; returns how many. UsageError: neither .csv nor .parquet.
+
+    DataError: no such folder, or a row that never came out of a ledger, which `verify` names.
+    """
     write = {".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower())
     if write is None:
         raise UsageError(f"{path}: export to .csv or .parquet")
-    temporary = path.with_name(f".{path.name}.new")
+    if not path.parent.is_dir():
+        raise DataError(f"{path.parent}: there is no such folder")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new")
     try:
-        count = write(ledger.all(), temporary)
+        count = write(map(_sound, ledger.all()), temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return count
+
+
+def _sound(row: dict[str, Any]) -> dict[str, Any]:
+    for name, value in row.items():
+        if value is not None and not isinstance(value, KINDS[name]):
+            raise DataError(f"row {row['seq']}: its {name} was changed; flawmap ledger verify tells more")
+        if isinstance(value, str):
+            row[name] = clean(value)
+    return row
 
 
 def _csv(rows: Iterator[dict[str, Any]], path: Path) -> int:
@@ -62,8 +75,8 @@ def _parquet(rows: Iterator[dict[str, Any]], path: Path) -> int:
     except ImportError as error:
         raise MissingExtra("pyarrow", "tables", "an export to Parquet") from error
 
-    kinds = {int: pa.int64(), float: pa.float64(), str: pa.string()}
-    schema = pa.schema([(column.name, kinds[column.type.python_type]) for column in ROWS.columns])
+    arrow = {int: pa.int64(), float: pa.float64(), str: pa.string()}
+    schema = pa.schema([(name, arrow[kind]) for name, kind in KINDS.items()])
     count = 0
     with pq.ParquetWriter(path, schema) as writer:
         while group := list(islice(rows, GROUP)):

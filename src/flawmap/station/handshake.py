@@ -2,7 +2,8 @@
 
 The PLC raises Trigger with a PartId while Ready is on, waits for ResultValid, reads OK or NOK, and lowers Trigger (or
 raises Ack). While ResultValid is on, exactly one of OK and NOK is on. OK is on for one reason only: the ledger has this
-part's row, and it says OK. All else is NOK with a code: an error, an overrun, a timeout, a part for a person to look at.
+part's row, and it says OK. All else is NOK: a defect, a part for a person to look at, and with a code an error, an
+overrun, a timeout.
 """
 
 from __future__ import annotations

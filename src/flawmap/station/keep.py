@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import queue
 import shutil
-from collections.abc import Iterator
+import threading
+from collections import deque
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from flawmap.errors import UsageError
 from flawmap.types import Verdict
 
+PATIENCE_S = 2.0  # for the disk to take one picture
 _SUFFIX = {b"\x89PNG": ".png", b"\xff\xd8\xff": ".jpg", b"II*\0": ".tif", b"MM\0*": ".tif", b"BM": ".bmp"}
+_Task = tuple[str, bytes, "Future[tuple[str | None, str]]"]
 
 
 @dataclass(frozen=True)
@@ -36,14 +42,20 @@ class Rules:
 class Keep:
     """Writes pictures below a folder, by day: 2026-11-28/<sha256>.png. Never raises for a disk: says why not.
 
-    The same picture is written once a day. What a folder of an earlier run holds counts.
+    The same picture is written once a day. What a folder of an earlier run holds counts. A disk that does not answer
+    keeps nobody waiting for longer than two seconds, once: until it answers, pictures are not kept. One station, one
+    folder.
     """
 
     def __init__(self, folder: Path, rules: Rules | None = None) -> None:
         self.folder, self.rules = folder, rules or Rules()
         folder.mkdir(parents=True, exist_ok=True)
-        self._files = sorted(((path, path.stat().st_size) for path in _pictures(folder)), key=_by_age)
+        self._files = _files(folder)  # the oldest first
         self._bytes = sum(size for _, size in self._files)
+        self._tasks: queue.SimpleQueue[_Task | None] = queue.SimpleQueue()
+        self._late: Future[tuple[str | None, str]] | None = None
+        self._thread = threading.Thread(target=self._work, name="keep", daemon=True)
+        self._thread.start()
 
     def wanted(self, seen: int, verdict: Verdict | None, p_value: float | None, least: float) -> bool:
         """Whether the pictures of a part are kept. `least`: the p-value at the threshold; `seen`: OK parts so far."""
@@ -55,60 +67,93 @@ class Keep:
 
     def write(self, day: str, sha256: str, content: bytes) -> tuple[str | None, str]:
         """Path relative to the folder, and "" or why nothing was written."""
-        path = self.folder / day / f"{sha256}{_suffix(content)}"
-        name = path.relative_to(self.folder).as_posix()
+        if self._late is not None and not self._late.done():
+            return None, "picture not kept: the disk does not answer"
+        if not self._thread.is_alive():
+            return None, "picture not kept: the station has closed"
+        answer: Future[tuple[str | None, str]] = Future()
+        self._tasks.put((f"{day}/{sha256}{_suffix(content)}", content, answer))
         try:
-            if path.exists():
-                return name, ""
-            self._make_room(len(content))
-            path.parent.mkdir(exist_ok=True)
-            temporary = path.with_suffix(".new")
-            try:
-                temporary.write_bytes(content)
-                os.replace(temporary, path)
-            except OSError:
-                temporary.unlink(missing_ok=True)
-                raise
-        except OSError as error:
-            return None, f"picture not kept: {error.strerror or error}"
-        self._files.append((path, len(content)))
-        self._bytes += len(content)
-        return name, ""
+            return answer.result(PATIENCE_S)
+        except TimeoutError:
+            self._late = answer
+            return None, "picture not kept: the disk does not answer"
 
     def read(self, name: str) -> bytes | None:
         """A picture that was kept, or None where it has made room for others."""
-        path = (self.folder / name).resolve()
-        if not path.is_relative_to(self.folder.resolve()):
-            return None
         try:
-            return path.read_bytes()
-        except OSError:
+            path = (self.folder / name).resolve()
+            return path.read_bytes() if path.is_relative_to(self.folder.resolve()) else None
+        except (OSError, ValueError, RuntimeError):
             return None
+
+    def close(self) -> None:
+        """Ends its thread, unless the disk holds it."""
+        self._tasks.put(None)
+        self._thread.join(PATIENCE_S)
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            name, content, answer = task
+            try:
+                self._write(name, content)
+                answer.set_result((name, ""))
+            except OSError as error:
+                answer.set_result((None, f"picture not kept: {error.strerror or error}"))
+            except Exception as error:  # a fault of ours costs a picture, never a verdict
+                answer.set_result((None, f"picture not kept: {type(error).__name__}: {error}"))
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.folder / name
+        with suppress(FileNotFoundError):
+            if path.stat().st_size == len(content):  # less: the power failed before it was on the disk
+                return
+        self._make_room(len(content))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".new")
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, path)
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        self._files.append((name, len(content)))
+        self._bytes += len(content)
 
     def _make_room(self, needed: int) -> None:
-        """OSError: no room, with nothing left to remove."""
+        """OSError: no room, with nothing to remove that would make it; then nothing is removed."""
         most, least = self.rules.most_gb * 1e9, self.rules.least_free_gb * 1e9
-        while self._bytes + needed > most or shutil.disk_usage(self.folder).free - needed < least:
-            if not self._files:
-                raise OSError("the disk has less room than is to be left free, or the picture is larger than all room")
-            path, size = self._files.pop(0)
-            path.unlink(missing_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if needed > most:
+            raise OSError("it is larger than all room for pictures")
+        if free + self._bytes - needed < least:
+            raise OSError("the disk has less room than is to be left free")
+        while self._files and (self._bytes + needed > most or shutil.disk_usage(self.folder).free - needed < least):
+            name, size = self._files[0]
+            path = self.folder / name
+            path.unlink(missing_ok=True)  # may raise: then it is still there, and counts
+            self._files.popleft()
             self._bytes -= size
-            if not any(path.parent.iterdir()):
-                path.parent.rmdir()
+            if not self._files or self._files[0][0][:10] != name[:10]:
+                with suppress(OSError):  # not empty, or gone
+                    path.parent.rmdir()
+        if shutil.disk_usage(self.folder).free - needed < least:
+            raise OSError("the disk has less room than is to be left free")
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
-    """What is of a day's folder; a file that was half written when the power failed is removed."""
+def _files(folder: Path) -> deque[tuple[str, int]]:
+    """Name and size of what is in the days' folders; a file that was half written when the power failed is removed."""
+    found = []
     for path in folder.glob("????-??-??/*"):
-        if path.suffix == ".new":
-            path.unlink()
-        else:
-            yield path
-
-
-def _by_age(entry: tuple[Path, int]) -> tuple[str, float]:
-    return entry[0].parent.name, entry[0].stat().st_mtime
+        try:
+            if path.suffix == ".new":
+                path.unlink()
+                continue
+            stat = path.stat()
+        except OSError:
+            continue
+        found.append((path.parent.name, stat.st_mtime, path.name, stat.st_size))
+    return deque((f"{day}/{name}", size) for day, _, name, size in sorted(found))
 
 
 def _suffix(content: bytes) -> str:

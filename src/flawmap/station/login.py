@@ -27,13 +27,15 @@ def router(access: Access) -> APIRouter:
     async def enter(request: Request) -> Response:
         body = await request.body()
         if len(body) > MOST_BODY:
-            return page(request, "that is no token", 401)
+            return page(request, "that is no token", 413)
         given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0].strip()
         who = access.of_token(given)
         if who is None:
             return page(request, "no such token", 401)
+        access.close_session(session_of(request.headers.get("cookie", "")))
         found = RedirectResponse("/", 303)
-        secure = request.url.scheme == "https"
+        # A proxy may have taken off the TLS; the browser tells what it sees.
+        secure = request.url.scheme == "https" or request.headers.get("origin", "").startswith("https://")
         session = access.open_session(who)
         found.set_cookie(COOKIE, session, max_age=SESSION_S, httponly=True, samesite="strict", secure=secure)
         return found

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
+from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from flawmap.errors import MissingExtra
@@ -19,18 +21,38 @@ except ImportError as error:
     raise MissingExtra("prometheus_client", "serve", "the station") from error
 
 MEDIA = CONTENT_TYPE_PLAIN_0_0_4
-BUCKETS_MS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+BUCKETS_S = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 
-def text(line: Line) -> str:
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Of(line))  # pyright: ignore[reportArgumentType]
-    return generate_latest(registry).decode()
+class Measures:
+    """Counts from now on how long parts take, since a histogram may only grow, and tells that and the line's state."""
 
-
-class _Of:
     def __init__(self, line: Line) -> None:
-        self.line = line
+        self.line, self._lock = line, Lock()
+        self._times, self._sum = [0] * (len(BUCKETS_S) + 1), 0.0
+        line.listen(self._heard)
+
+    def text(self) -> str:
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(self)  # pyright: ignore[reportArgumentType]
+        return generate_latest(registry).decode()
+
+    def _heard(self, what: str, row: Any) -> None:
+        if what == "part" and row["latency_ms"] is not None:
+            seconds = row["latency_ms"] / 1000
+            with self._lock:
+                self._times[bisect_left(BUCKETS_S, seconds)] += 1
+                self._sum += seconds
+
+    def _histogram(self) -> HistogramMetricFamily:
+        with self._lock:
+            times, total = list(self._times), self._sum
+        edges = [*map(str, BUCKETS_S), "+Inf"]
+        buckets = [(edge, float(sum(times[: n + 1]))) for n, edge in enumerate(edges)]
+        said = "From acceptance to the row in the ledger"
+        found = HistogramMetricFamily("flawmap_latency_seconds", said)
+        found.add_metric([], buckets, total)
+        return found
 
     def collect(self) -> Iterator[Any]:
         line = self.line
@@ -50,11 +72,7 @@ class _Of:
             drift.add_metric([what], float(bool(line.drift and getattr(line.drift, f"{what}_at"))))
         yield drift
         yield GaugeMetricFamily("flawmap_ledger_rows", "Number of the newest row", value=line.last_seq)
-        times = HistogramMetricFamily("flawmap_latency_ms", "From acceptance to the row, of the last 1,000 parts")
-        taken = list(line.times_ms)
-        buckets = [(str(most), float(sum(t <= most for t in taken))) for most in BUCKETS_MS]
-        times.add_metric([], [*buckets, ("+Inf", float(len(taken)))], sum(taken))
-        yield times
+        yield self._histogram()
         info = GaugeMetricFamily("flawmap_recipe", "1: the recipe in use", labels=["recipe", "bundle"])
         info.add_metric([line.recipes.active.name, line.recipes.active.bundle], 1.0)
         yield info

@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from flawmap.errors import MissingExtra, UsageError
-from flawmap.station.beside import Beside, loopback
+from flawmap.station.access import loopback
+from flawmap.station.beside import Beside
 from flawmap.station.cell import Cell
 from flawmap.station.handshake import Signals
 
@@ -139,6 +140,7 @@ class _Handler(ServerRequestHandler):
         if not self.server.allows(address):
             _LOG.warning("Modbus: %s is none of the PLCs that may connect", address)
             self.refused = True
+            self.server.active_connections.pop(self.unique_id, None)
             transport.abort()
             return
         super().connection_made(transport)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from flawmap.errors import MissingExtra, UsageError
-from flawmap.station.beside import Beside, loopback
+from flawmap.station.access import loopback
+from flawmap.station.beside import Beside
 from flawmap.station.ledger import Row, now
 from flawmap.station.line import Line
 from flawmap.station.outbox import Outbox, message

@@ -11,24 +11,45 @@ import asyncio
 import base64
 import binascii
 import json
-from collections.abc import Mapping
+import re
 from typing import Any
 
 from fastapi import APIRouter, Request
+from pydantic import BaseModel
 
 from flawmap.errors import DataError, Unavailable, UsageError
-from flawmap.station.api import needs
+from flawmap.station.api import BINARY, MOST_VIEWS, STATUS, TOKEN, judged, needs
 from flawmap.station.line import Line, Picture
 from flawmap.station.recipes import Recipe
+from flawmap.station.shown import Gone
 
 INPUT = "image"
 OUTPUTS = {"verdict": "BYTES", "score": "FP64", "p_value": "FP64", "threshold": "FP64", "seq": "INT64"}
 LENGTH = "inference-header-content-length"
-MOST_VIEWS = 100
+MOST_MARKS = 10_000  # brackets and commas of the JSON: what makes it grow when it is read
+
+
+class OipFault(BaseModel):
+    error: str
+
+
+FAULTS: dict[int | str, dict[str, Any]] = {code: {"model": OipFault} for code in STATUS}
+BODY = {
+    "type": "object",
+    "required": ["inputs"],
+    "properties": {
+        "id": {"type": "string"},
+        "parameters": {"type": "object", "properties": {"part": {"type": "string"}}},
+        "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": {"type": "object"}},
+        "outputs": {"type": "array", "items": {"type": "object"}},
+    },
+}
+ASKED = {"required": True, "content": {"application/json": {"schema": BODY}, "application/octet-stream": {}}}
+ASKED["content"]["application/octet-stream"] = {"schema": BINARY}
 
 
 def router(line: Line) -> APIRouter:
-    api = APIRouter(prefix="/v2")
+    api = APIRouter(prefix="/v2", responses=FAULTS, dependencies=[TOKEN])
 
     @api.get("")
     def server() -> dict[str, Any]:
@@ -37,11 +58,11 @@ def router(line: Line) -> APIRouter:
         return {"name": "flawmap", "version": __version__, "extensions": ["binary_tensor_data"]}
 
     @api.get("/health/live")
-    def live() -> dict[str, bool]:
+    async def live() -> dict[str, bool]:
         return {"live": True}
 
     @api.get("/health/ready")
-    def ready() -> dict[str, bool]:
+    async def ready() -> dict[str, bool]:
         if not line.ready:
             raise Unavailable(line.blocked or line.fault or "closing", "NOT_READY")
         return {"ready": True}
@@ -55,7 +76,7 @@ def _model(api: APIRouter, line: Line, at: str) -> None:
     def recipe(name: str, version: str | None) -> Recipe:
         found = line.recipes.get(name) if name in line.recipes.names else None
         if found is None or version not in (None, str(found.version)):
-            raise LookupError(f"there is no model {name!r}{f' of version {version}' if version else ''}")
+            raise Gone(f"there is no model {name!r}{f' of version {version}' if version else ''}")
         return found
 
     @api.get(at)
@@ -74,16 +95,16 @@ def _model(api: APIRouter, line: Line, at: str) -> None:
             raise Unavailable(line.blocked or line.fault or "closing", "NOT_READY")
         return {"ready": True}
 
-    @api.post(f"{at}/infer", dependencies=[needs("operate")])
+    @api.post(f"{at}/infer", dependencies=[needs("operate")], openapi_extra={"requestBody": ASKED})
     async def infer(request: Request, name: str, version: str | None = None) -> dict[str, Any]:
+        """Judge one part. Its name is the parameter `part`, else `id`, else of the pictures' SHA-256."""
         found = recipe(name, version)
-        head, views, wanted = read(await request.body(), request.headers.get(LENGTH))
-        part = str(head.get("parameters", {}).get("part") or head.get("id") or "inference")[:500]
-        how = {"recipe": name, "request": None, "who": request.state.who}
-        future = await asyncio.to_thread(line.submit, part, views, source="oip", **how)
-        row = await asyncio.shield(asyncio.wrap_future(future))
+        body = await request.body()
+        head, views, wanted = await asyncio.to_thread(read, body, request.headers.get(LENGTH))
+        part = head.get("parameters", {}).get("part") or head.get("id") or ""
+        row = await judged(line, part, views, recipe=name, source="oip", who=request.state.who)
         if row["kind"] == "error":
-            raise (DataError if row["code"] == "DATA" else Unavailable)(*_said(row))
+            raise DataError(row["reason"]) if row["code"] == "DATA" else Unavailable(row["reason"], row["code"])
         outputs = [
             {"name": key, "datatype": kind, "shape": [1], "data": [row[key]]}
             for key, kind in OUTPUTS.items()
@@ -93,15 +114,13 @@ def _model(api: APIRouter, line: Line, at: str) -> None:
         return answer | ({"id": head["id"]} if "id" in head else {})
 
 
-def _said(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return (row["reason"],) if row["code"] == "DATA" else (row["reason"], row["code"])
-
-
 def read(body: bytes, length: str | None) -> tuple[dict[str, Any], list[Picture], set[str]]:
     """The request's JSON, the pictures, and the outputs asked for. UsageError: it is not of the protocol."""
-    if length is not None and not (length.isascii() and length.isdigit() and int(length) <= len(body)):
+    if length is not None and not (re.fullmatch("[0-9]{1,15}", length) and int(length) <= len(body)):
         raise UsageError(f"the header {LENGTH} is not a number of bytes of the body")
     end = len(body) if length is None else int(length)
+    if sum(body.count(mark, 0, end) for mark in b"[{,") > MOST_MARKS:
+        raise UsageError(f"the JSON has more than {MOST_MARKS} brackets and commas")
     try:
         head = json.loads(body[:end])
         given = [entry for entry in head["inputs"] if entry["name"] == INPUT]
@@ -110,8 +129,9 @@ def read(body: bytes, length: str | None) -> tuple[dict[str, Any], list[Picture]
         size = given[0].get("parameters", {}).get("binary_data_size")
         wanted = {str(entry["name"]) for entry in head.get("outputs", [])}
         pictures = _binary(body[end:], size) if size is not None else [_base64(text) for text in given[0]["data"]]
-        if not isinstance(head.get("parameters", {}), dict) or not isinstance(head.get("id", ""), str):
-            raise UsageError("`parameters` is an object and `id` a text")
+        for text in (head.get("id", ""), head.get("parameters", {}).get("part", "")):
+            if not isinstance(text, str) or "\0" in text or text.encode() is None:  # half a pair cannot be encoded
+                raise UsageError("`id` and the parameter `part` are texts without null characters")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         if isinstance(error, UsageError):
             raise
@@ -128,7 +148,7 @@ def _binary(data: bytes, size: Any) -> list[bytes]:
     if size != len(data):
         raise UsageError(f"{len(data)} bytes of binary data came, binary_data_size says {size}")
     found, at = [], 0
-    while at < len(data):
+    while at < len(data) and len(found) <= MOST_VIEWS:
         end = at + 4 + int.from_bytes(data[at : at + 4], "little")
         if at + 4 > len(data) or end > len(data):
             raise UsageError("the binary data end within a picture")

@@ -6,6 +6,7 @@ clients whose certificates lie in a folder. Data are written before ResultValid 
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +16,17 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flawmap.errors import MissingExtra, UsageError
-from flawmap.station.beside import Beside, loopback
+from flawmap.station.access import loopback
+from flawmap.station.beside import Beside
 from flawmap.station.cell import Cell
 from flawmap.station.handshake import Signals
 
 try:
-    from asyncua import Server, ua
+    from asyncua import ua
     from asyncua.common.callback import CallbackType
     from asyncua.crypto.permission_rules import User, UserRole
+    from asyncua.server.server import Server
+    from asyncua.ua.status_codes import StatusCodes
     from cryptography import x509
     from cryptography.hazmat.primitives.serialization import Encoding
 except ImportError as error:
@@ -33,6 +37,7 @@ NAMESPACE = "urn:flawmap:station"
 _LOG = logging.getLogger("flawmap.station")
 _BOOL, _TEXT, _REAL = ua.VariantType.Boolean, ua.VariantType.String, ua.VariantType.Double
 _WORD, _LONG = ua.VariantType.UInt16, ua.VariantType.UInt32
+_BAD_STATE: Any = StatusCodes.BadInvalidState
 
 
 @dataclass(frozen=True)
@@ -123,8 +128,6 @@ class OpcUa:
         self._beside.close()
 
     async def _open(self, certificate: Path | None, key: Path | None) -> None:
-        import asyncio
-
         self._changes: asyncio.Queue[Signals] = asyncio.Queue()
         self._server = server = Server(user_manager=self._clients)  # pyright: ignore[reportArgumentType]
         await server.init()
@@ -145,16 +148,16 @@ class OpcUa:
 
     async def _nodes(self, server: Server) -> None:
         space = await server.register_namespace(NAMESPACE)
-        self._ids = {node.name: ua.NodeId(node.name, space) for node in NODES}
+        self._ids = {node.name: _id(node.name, space) for node in NODES}
         self._names = {node_id: name for name, node_id in self._ids.items()}
-        system = await server.nodes.objects.add_object(ua.NodeId("VisionSystem", space), f"{space}:VisionSystem")
-        folders = {name: await system.add_object(ua.NodeId(name, space), f"{space}:{name}") for name in FOLDERS}
+        system = await server.nodes.objects.add_object(_id("VisionSystem", space), f"{space}:VisionSystem")
+        folders = {name: await system.add_object(_id(name, space), f"{space}:{name}") for name in FOLDERS}
         for node in NODES:
             value = ua.Variant(_EMPTY[node.type], node.type)
             made = await folders[node.folder].add_variable(self._ids[node.name], f"{space}:{node.name}", value)
             if node.read is None:
                 await made.set_writable()
-        method = ua.NodeId("StartSingleJob", space)
+        method = _id("StartSingleJob", space)
         named = f"{space}:StartSingleJob"
         await folders["VisionStateMachine"].add_method(method, named, self._start_single_job, [_TEXT], [_LONG])
 
@@ -162,7 +165,7 @@ class OpcUa:
         """A trigger of no length: its result is taken with Ack. BadInvalidState: it is an overrun, or not ready."""
         if self.cell.handshake.pulse(str(part.Value or "")):
             return [ua.Variant(self.cell.signals.job, _LONG)]
-        return ua.StatusCode(ua.StatusCodes.BadInvalidState)
+        return ua.StatusCode(_BAD_STATE)
 
     def _wrote(self, event: Any, _: Any) -> None:
         """What a client has written, in the order of its request."""
@@ -195,8 +198,13 @@ class OpcUa:
         if node.name in self._written and self._written[node.name] == value:
             return
         self._written[node.name] = value
-        said = ua.DataValue(ua.Variant(value, node.type), SourceTimestamp=datetime.now(UTC))
+        moment: Any = datetime.now(UTC)
+        said = ua.DataValue(ua.Variant(value, node.type), SourceTimestamp=moment)
         await self._server.write_attribute_value(self._ids[node.name], said)
+
+
+def _id(name: Any, space: Any) -> ua.NodeId:
+    return ua.NodeId(name, space)
 
 
 class _Clients:

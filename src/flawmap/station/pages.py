@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import jinja2
@@ -26,12 +26,12 @@ from flawmap.report.heatmap import picture
 from flawmap.run.nearest import SIZES, Near, around, crop, nearest
 from flawmap.station.ledger import Row
 from flawmap.station.line import DECISIONS, Line
-from flawmap.station.proposal import decided, propose
+from flawmap.station.proposal import decided, judged_by, propose
 from flawmap.station.recipes import Recipe
 from flawmap.verdict.rates import anywhere
 
 try:
-    from fastapi import APIRouter, HTTPException, Request, Response
+    from fastapi import APIRouter, HTTPException, Query, Request, Response
     from fastapi.responses import HTMLResponse, JSONResponse
     from fastapi.routing import APIRoute
 except ImportError as error:
@@ -41,6 +41,7 @@ PAGE = 50  # rows of the history
 STRIP = 240  # parts that the live page is given at first
 WHAT_IF = 1000  # parts of the ledger that the slider counts
 MOST_BOUNDS = 400  # refused good parts for which the slider knows a bound
+EVENTS = 500  # among which the last challenge is looked for
 KEPT = 16  # parts whose nearest good patches are kept
 ROLES = ("view", "operate", "admin")
 SHOW = {  # what the history can be narrowed to: kinds and verdicts
@@ -74,12 +75,15 @@ class _Route(APIRoute):
         return handler
 
 
-def router(line: Line) -> APIRouter:
-    """All pages of a station, with their files below /static."""
+def router(line: Line, *, good: Path | None = None) -> APIRouter:
+    """All pages of a station, with their files below /static.
+
+    good  folder with the good pictures that were fitted: of the nearest good patch more than its name is shown
+    """
     routes = APIRouter(include_in_schema=False, route_class=_Route)
     _live(routes, line)
     _history(routes, line)
-    _part(routes, line)
+    _part(routes, line, good)
     _threshold(routes, line)
     _others(routes, line)
     return routes
@@ -135,14 +139,14 @@ def _history(routes: APIRouter, line: Line) -> None:
         recipe: str = "",
         since: str = "",
         until: str = "",
-        before: int | None = None,
+        before: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
     ) -> Response:
         kinds, verdicts = SHOW.get(show, SHOW[""])
         said = {"part": part, "show": show, "recipe": recipe, "since": since, "until": until}
         wrong, times = "", ["", ""]
         try:
             times = [_utc(since), _utc(until)]
-        except (ValueError, OverflowError):
+        except (ValueError, OverflowError, OSError):
             wrong = "The times are not understood and were left out: give them as 2026-11-28T14:30."
         rows = line.ledger.rows(
             kinds=kinds,
@@ -162,7 +166,7 @@ def _history(routes: APIRouter, line: Line) -> None:
         return _page(request, "history.html", line, wrong=wrong, newest=urlencode(said), **facts)
 
 
-def _part(routes: APIRouter, line: Line) -> None:
+def _part(routes: APIRouter, line: Line, good: Path | None) -> None:
     kept: OrderedDict[tuple[int, int], tuple[Near, bytes, bytes | None] | None] = OrderedDict()
     lock = threading.Lock()
 
@@ -170,7 +174,7 @@ def _part(routes: APIRouter, line: Line) -> None:
         with lock:  # one at a time: it takes a second or more of the machine that judges
             key = row["seq"], view
             if key not in kept:
-                kept[key] = _nearest(line, row, view)
+                kept[key] = _nearest(line, row, view, good)
                 while len(kept) > KEPT:
                     kept.popitem(last=False)
             return kept[key]
@@ -224,7 +228,6 @@ def what_if_of(line: Line) -> dict[str, Any]:
     assert calibration
     n = len(calibration.scores)
     rows = line.ledger.rows(kinds=("verdict",), recipe=recipe.name, limit=WHAT_IF)
-    judged = [row for row in rows if row["calibration"] == recipe.calibration]
     said = decided(line.ledger.rows(kinds=("decision",), limit=WHAT_IF), recipe)
     return {
         "threshold": calibration.threshold,
@@ -232,7 +235,7 @@ def what_if_of(line: Line) -> dict[str, Any]:
         "good": list(calibration.scores),
         "bounds": [anywhere(k, n) for k in range(min(n, MOST_BOUNDS) + 1)],
         "defects": list(calibration.defect_scores),
-        "line": [row["score"] for row in judged],
+        "line": [row["score"] for row in judged_by(recipe, rows)],
         "decided": [{"score": d.score, "good": d.good} for d in said],
     }
 
@@ -241,7 +244,10 @@ def _others(routes: APIRouter, line: Line) -> None:
     @routes.get("/recipes", response_class=HTMLResponse)
     def recipes(request: Request) -> Response:
         found = [line.recipes.get(name) for name in line.recipes.names]
-        return _page(request, "recipes.html", line, recipes=found, previous=line.recipes.previous)
+        events = line.ledger.rows(kinds=("event",), limit=EVENTS)
+        challenged = next((row for row in events if row["code"] in ("PASSED", "FAILED")), None)
+        facts = {"previous": line.recipes.previous, "challenged": challenged}
+        return _page(request, "recipes.html", line, recipes=found, **facts)
 
     @routes.get("/docs", response_class=HTMLResponse)
     def docs(request: Request) -> Response:
@@ -266,7 +272,7 @@ def _page(request: Request, name: str, line: Line | None = None, *, status: int 
         "administers": rank >= 2,
         "path": request.url.path,
         "line": line,
-        "zone": datetime.now().astimezone().strftime("UTC%z"),
+        "zone": f"UTC{datetime.now().astimezone().isoformat()[-6:]}",
     }
     text = _ENVIRONMENT.get_template(name).render(**known, **facts)
     return HTMLResponse(text, status, headers={"Cache-Control": "no-store"})
@@ -295,7 +301,7 @@ def _content(line: Line, row: Row, number: int) -> bytes | None:
     """A view's file, from memory or as it was kept."""
     if shown := line.recent.get(row["seq"], number):
         return shown.content
-    path = row["views"][number].get("path") if number < len(row["views"]) else None
+    path = row["views"][number].get("path") if 0 <= number < len(row["views"]) else None
     return line.keep.read(path) if path and line.keep else None
 
 
@@ -307,7 +313,10 @@ def _view(line: Line, row: Row, number: int) -> dict[str, Any]:
             size = size_of(content)
         except DataError:
             content = None
-    return {"score": None, "regions": [], **row["views"][number], "there": content is not None, "size": size}
+    shown = line.recent.get(row["seq"], number)
+    mapped = content is not None and shown is not None and shown.map is not None
+    seen = {"there": content is not None, "mapped": mapped, "size": size}
+    return {"score": None, "regions": [], **row["views"][number], **seen}
 
 
 def _recipe_of(line: Line, row: Row) -> Recipe | None:
@@ -320,7 +329,7 @@ def _tells_near(recipe: Recipe | None) -> bool:
     return recipe is not None and SIZES in recipe.model.bundle.config and importlib.util.find_spec("torch") is not None
 
 
-def _nearest(line: Line, row: Row, view: int) -> tuple[Near, bytes, bytes | None] | None:
+def _nearest(line: Line, row: Row, view: int, good: Path | None) -> tuple[Near, bytes, bytes | None] | None:
     """The good patch nearest to a view's strangest place, both as PNG; the good one where its picture is at hand."""
     recipe, content = _recipe_of(line, row), _content(line, row, view)
     if recipe is None or content is None:
@@ -328,9 +337,8 @@ def _nearest(line: Line, row: Row, view: int) -> tuple[Near, bytes, bytes | None
     found = nearest(recipe.model, content)
     if found is None:
         return None
-    source = recipe.model.bundle.config.get("recipe", {}).get("data")
-    good = crop(source, found) if isinstance(source, str) and Path(source).exists() else None
-    return found, _png(around(decode(content), found.at)), None if good is None else _png(good)
+    patch = crop(good, found) if good else None
+    return found, _png(around(decode(content), found.at)), None if patch is None else _png(patch)
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -100,6 +100,8 @@ def _plcs(settings: Settings, line: Line, seen: Camera | None, open_things: Exit
         raise UsageError("a PLC triggers a camera: give --camera")
     from flawmap.station.cell import Cell
 
+    times = {} if settings.ack_s is None else {"ack_s": settings.ack_s}
+
     def take(_: str) -> Sequence[Picture]:
         return grab(line, seen)
 
@@ -109,7 +111,7 @@ def _plcs(settings: Settings, line: Line, seen: Camera | None, open_things: Exit
         keys = settings.opcua_keys
         how = {} if keys is None else {"certificate": keys / "certificate.pem", "key": keys / "key.pem"}
         trusted = {} if keys is None else {"trusted": keys / "trusted"}
-        cell = Cell(line, take, source="opcua", lamp="plc")
+        cell = Cell(line, take, source="opcua", lamp="plc", **times)
         open_things.callback(OpcUa(cell, settings.opcua, **how, **trusted).close)
     if settings.modbus:
         from flawmap.station.modbus import Modbus
@@ -117,8 +119,8 @@ def _plcs(settings: Settings, line: Line, seen: Camera | None, open_things: Exit
         host, _, port = settings.modbus.rpartition(":")
         if not host or not port.isdecimal():
             raise UsageError(f"--modbus {settings.modbus!r}: give HOST:PORT")
-        cell = Cell(line, take, source="modbus", lamp="modbus" if settings.opcua else "plc")
-        open_things.callback(Modbus(cell, host, int(port)).close)
+        cell = Cell(line, take, source="modbus", lamp="modbus" if settings.opcua else "plc", **times)
+        open_things.callback(Modbus(cell, host, int(port), plcs=settings.modbus_plcs).close)
 
 
 def _listeners(settings: Settings, line: Line, open_things: ExitStack) -> None:
@@ -129,7 +131,7 @@ def _listeners(settings: Settings, line: Line, open_things: ExitStack) -> None:
         if url.scheme not in ("mqtt", "mqtts") or not url.hostname or url.password:
             raise UsageError(f"--mqtt is mqtt://USER@HOST:PORT or mqtts://...; the password stands in {MQTT_PASSWORD}")
         password = os.environ.get(MQTT_PASSWORD)
-        how = {"user": url.username, "password": password, "tls": url.scheme == "mqtts"}
+        how = {"user": url.username, "password": password, "tls": url.scheme == "mqtts", "ca": settings.mqtt_ca}
         open_things.callback(Mqtt(line, url.hostname, url.port, **how).close)
     for number, url in enumerate(settings.webhooks):
         from flawmap.station.webhook import Webhook

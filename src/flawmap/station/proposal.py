@@ -80,7 +80,7 @@ def propose(ledger: Ledger, recipe: Recipe, path: Path) -> Proposal:
     head = ledger.head()
     found = decided(ledger.rows(kinds=("decision",), limit=MOST_ROWS), recipe)
     rows = ledger.rows(kinds=("verdict",), recipe=recipe.name, limit=MOST_ROWS)
-    judged = len({row["part"] for row in rows if row["calibration"] == recipe.calibration})
+    judged = len({row["part"] for row in judged_by(recipe, rows)})
     good, bad = (tuple(d for d in found if d.good is kind) for kind in (True, False))
     action, words, proposed = weighed(calibration, good, bad, max(judged, len(good) + len(bad)))
     cautions: list[str] = []
@@ -132,6 +132,12 @@ def decided(rows: Sequence[Row], recipe: Recipe) -> list[Decided]:
     return list(found.values())
 
 
+def judged_by(recipe: Recipe, rows: Sequence[Row]) -> list[Row]:
+    """Rows of the line's own parts whose scores compare: of this very bundle and calibration, no challenge parts."""
+    ours = recipe.bundle, recipe.calibration
+    return [row for row in rows if (row["bundle"], row["calibration"]) == ours and row["source"] != "challenge"]
+
+
 def says_good(decision: Mapping[str, Any]) -> bool | None:
     """What a decision says of the part; None: it agreed that a person has to look, which says neither."""
     if decision["code"] == "agreed":
@@ -156,7 +162,7 @@ def weighed(
     least, most = clopper_pearson(len(refused), judged)
     promised = calibration.promise or calibration.bound
     words = (
-        f"{len(refused)} of {_many(judged)} judged with this calibration {_were(len(refused))} called false alarms: "
+        f"{len(refused)} of {_many(judged)} judged with this calibration {_were(len(refused))} called a false alarm: "
         f"a rate of {at_least(least)} to {percent(most)} (95 %)"
     )
     if least <= promised:

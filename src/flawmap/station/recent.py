@@ -31,6 +31,7 @@ class Recent:
 
     def add(self, seq: int, views: tuple[Shown, ...]) -> None:
         with self._lock:
+            self._bytes -= _size(self._parts.pop(seq, ()))
             self._parts[seq] = views
             self._bytes += _size(views)
             while len(self._parts) > MOST_PARTS or (self._bytes > MOST_BYTES and len(self._parts) > 1):

@@ -6,17 +6,19 @@ import hashlib
 import json
 import re
 import threading
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from flawmap.errors import BundleError, CalibrationError, GateError, UsageError
+from flawmap.errors import BundleError, CalibrationError, FlawmapError, GateError, UsageError
 from flawmap.run.engine import TOLERANCE
 from flawmap.run.model import Model, load
 from flawmap.verdict.regions import regions
 
+BACK = 5  # recipes that are kept to go back to, each with its model in memory
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -60,8 +62,9 @@ class Recipes:
             raise UsageError("a station needs a bundle")
         self.paths, self._engine, self._key = dict(paths), engine, key
         self._lock = threading.Lock()
+        self._versions = dict.fromkeys(self.paths, 1)
         self._loaded = {name: self._load(name, 1) for name in self.paths}
-        self._before: list[Recipe] = []
+        self._before: deque[Recipe] = deque(maxlen=BACK)
         self._active = next(iter(self._loaded.values()))
 
     @property
@@ -92,8 +95,8 @@ class Recipes:
         """
         with self._lock:
             found = self.get(name)
-            if reload:
-                found = self._load(name, found.version + 1)
+            if reload and (read := self._load(name, self._versions[name] + 1)).bundle != found.bundle:
+                found, self._versions[name] = read, read.version
                 self._loaded[name] = found
             if found is not self._active:
                 self._before.append(self._active)
@@ -101,7 +104,7 @@ class Recipes:
         return found
 
     def roll_back(self) -> Recipe:
-        """Back to the recipe, and the very bundle, before the last switch. UsageError: there was none."""
+        """Back to the recipe, and the very bundle, before the last switch; five deep. UsageError: there was none."""
         with self._lock:
             if not self._before:
                 raise UsageError("there is nothing to go back to")
@@ -109,7 +112,26 @@ class Recipes:
             self._loaded[self._active.name] = self._active
         return self._active
 
+    def state(self) -> tuple[Recipe, dict[str, Recipe], list[Recipe]]:
+        """For `restore`: which is in use, those that can be, and the way back."""
+        with self._lock:
+            return self._active, dict(self._loaded), list(self._before)
+
+    def restore(self, state: tuple[Recipe, dict[str, Recipe], list[Recipe]]) -> None:
+        """Takes a switch back as if it had not been."""
+        with self._lock:
+            self._active, self._loaded = state[0], dict(state[1])
+            self._before = deque(state[2], BACK)
+
     def _load(self, name: str, version: int) -> Recipe:
+        try:
+            return self._proven(name, version)
+        except FlawmapError:
+            raise
+        except Exception as error:  # of the engine, for a graph that it cannot take
+            raise BundleError(f"{self.paths[name]}: {type(error).__name__}: {error}; it may not judge here") from error
+
+    def _proven(self, name: str, version: int) -> Recipe:
         if not NAME.fullmatch(name):
             raise UsageError(f"recipe {name!r}: a name has letters, digits, dots, dashes and underscores")
         model = load(self.paths[name], self._engine, self._key)

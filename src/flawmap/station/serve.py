@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import math
+import ssl
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -18,18 +19,16 @@ from flawmap.station.challenge import Challenge
 from flawmap.station.keep import Keep, Rules
 from flawmap.station.ledger import Ledger
 from flawmap.station.line import Line
+from flawmap.station.plant import connect
 from flawmap.station.recipes import Recipes
-from flawmap.station.watch import Watch
+from flawmap.station.server import CONNECTIONS, Protocol, Server, bound
 
 try:
     import uvicorn
-    from uvicorn.protocols.http.h11_impl import H11Protocol
 except ImportError as error:
     raise MissingExtra("uvicorn", "serve", "the station") from error
 
-HEAD_S = 10.0  # in which the first line and the headers of a request must have come
-STOP_S = 20  # for what was accepted, when the station is told to stop
-CONNECTIONS = 200
+STOP_S = 20  # beyond the deadline of parts, for what was accepted when the station is told to stop
 
 
 @dataclass
@@ -47,11 +46,14 @@ class Settings:
     ledger: str = "station.db"
     durability: str = "strict"
     keep: Path | None = None
+    good: Path | None = None
     rules: Rules = field(default_factory=Rules)
     engine: str = "onnx"
     key: Path | None = None
     watch: Path | None = None
     part_pattern: str | None = None
+    camera: str = ""
+    every: float | None = None
     waiting: int = 32
     judges: int = 2
     deadline_s: float = 10.0
@@ -62,34 +64,11 @@ class Settings:
     opcua: str = ""
     opcua_keys: Path | None = None
     modbus: str = ""
+    modbus_plcs: Sequence[str] = ()
+    ack_s: float | None = None
     mqtt: str = ""
+    mqtt_ca: Path | None = None
     webhooks: Sequence[str] = ()
-
-
-class _Server(uvicorn.Server):
-    """Says that it ends as soon as it is told to, so that streams of events do not hold it up."""
-
-    ending = False
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        self.ending = True
-        super().handle_exit(sig, frame)
-
-
-class _Protocol(H11Protocol):
-    """A connection on which no request comes within some seconds is closed: uvicorn would wait for ever."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self._late = self.loop.call_later(HEAD_S, self._close_if_idle)
-
-    def _close_if_idle(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._late.cancel()
-        super().connection_lost(exc)
 
 
 def serve(settings: Settings, started: Callable[[Line], None] | None = None) -> None:
@@ -97,9 +76,14 @@ def serve(settings: Settings, started: Callable[[Line], None] | None = None) -> 
 
     started  is called when parts are accepted
     """
+    if not (math.isfinite(settings.deadline_s) and settings.most_bytes >= 1 and 0 <= settings.port < 65536):
+        raise UsageError("the deadline is a number of seconds, a request has at least a byte, a port is below 65536")
     access, hosts = _access(settings)
+    server = Server(_config(settings))
     with ExitStack() as open_things:
+        sockets = [open_things.enter_context(each) for each in bound(settings.host, settings.port)]
         line = assembled(settings)
+        open_things.enter_context(server.told())
         open_things.callback(line.close)
         challenge = None
         if settings.challenge is not None:
@@ -111,25 +95,17 @@ def serve(settings: Settings, started: Callable[[Line], None] | None = None) -> 
                 part_pattern=settings.part_pattern,
             )
             open_things.callback(challenge.close)
-        server = _Server(_config(settings))
-        app = create_app(
-            line,
-            access,
-            challenge=challenge,
-            hosts=hosts,
-            most_bytes=settings.most_bytes,
-            ending=lambda: server.ending,
-        )
-        server.config.app = app
-        _sources(settings, line, open_things)
+        limits: dict[str, Any] = {"most_bytes": settings.most_bytes, "ending": lambda: server.ending}
+        server.config.app = create_app(line, access, challenge=challenge, hosts=hosts, good=settings.good, **limits)
+        connect(settings, line, open_things)
         if started:
             started(line)
         scheme = "https" if settings.tls_cert else "http"
         reach = "this machine only" if loopback(settings.host) else "the network, with tokens"
-        print(f"flawmap: {scheme}://{settings.host}:{settings.port} ({reach})", file=sys.stderr, flush=True)
-        server.run()
-    if not server.started:
-        raise UsageError(f"{settings.host}:{settings.port} cannot be listened on; is it in use?")
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        port = sockets[0].getsockname()[1]  # which the system has chosen where 0 was asked for
+        print(f"flawmap: {scheme}://{host}:{port} ({reach})", file=sys.stderr, flush=True)
+        server.run(sockets)
 
 
 def assembled(settings: Settings) -> Line:
@@ -160,9 +136,8 @@ def _access(settings: Settings) -> tuple[Access, Sequence[str] | None]:
 def _config(settings: Settings) -> uvicorn.Config:
     if bool(settings.tls_cert) != bool(settings.tls_key):
         raise UsageError("TLS takes both --tls-cert and --tls-key")
-    for path in (settings.tls_cert, settings.tls_key):
-        if path is not None and not path.is_file():
-            raise UsageError(f"{path}: there is no such file")
+    if settings.tls_cert and settings.tls_key:
+        _check_tls(settings.tls_cert, settings.tls_key)
     logging.getLogger("flawmap.station").setLevel(logging.INFO)
     return uvicorn.Config(
         app="",
@@ -170,19 +145,24 @@ def _config(settings: Settings) -> uvicorn.Config:
         port=settings.port,
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
-        http=_Protocol,
+        http=Protocol,
         ws="none",
         log_level="warning",
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
+        limit_concurrency=2 * CONNECTIONS,  # of tasks; connections are held at their number by Protocol
         timeout_keep_alive=15,
-        timeout_graceful_shutdown=STOP_S,
+        timeout_graceful_shutdown=math.ceil(settings.deadline_s) + STOP_S,
     )
 
 
-def _sources(settings: Settings, line: Line, open_things: ExitStack) -> None:
-    if settings.watch is not None:
-        watch = Watch(line, settings.watch, part_pattern=settings.part_pattern)
-        open_things.callback(watch.close)
+def _check_tls(cert: Path, key: Path) -> None:
+    """UsageError: they are no pair. A key with a password is refused: nobody is there to type it."""
+    for path in (cert, key):
+        if not path.is_file():
+            raise UsageError(f"{path}: there is no such file")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password=lambda: "")
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{cert}, {key}: no certificate in PEM with its key, unencrypted: {error}") from error

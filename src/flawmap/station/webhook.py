@@ -1,4 +1,4 @@
-"""Rows of the ledger to an HTTP server of the plant: JSON, signed, tried again until it is taken. A verdict never waits.
+"""Rows of the ledger to an HTTP server of the plant: JSON, signed, tried again. A verdict never waits for it.
 
     X-Flawmap-Timestamp: 1764345600           seconds since 1970, when this was sent
     X-Flawmap-Signature: v1=HEX               HMAC-SHA256 with the shared secret over timestamp + "." + body
@@ -120,6 +120,8 @@ class Webhook:
     def _run(self) -> None:
         while not self._ending.is_set():
             self._woken.clear()
+            if self._ending.is_set():  # else its waking could be what was cleared
+                return
             while (found := self.outbox.first()) is not None and not self._ending.is_set():
                 number, (delivery, what, row) = found
                 delivered = self._deliver(delivery, what, row)

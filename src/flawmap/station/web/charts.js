@@ -1,7 +1,6 @@
 // Small charts as SVG: no style attributes, so that the page's policy may forbid them.
 
 const SPACE = "http://www.w3.org/2000/svg";
-const WIDE = 360;
 const LEFT = 44;
 const RIGHT = 10;
 
@@ -12,7 +11,7 @@ export function make(name, facts = {}, text = "") {
   return node;
 }
 
-export function frame(high, label, wide = WIDE) {
+export function frame(wide, high, label) {
   return make("svg", { viewBox: `0 0 ${wide} ${high}`, role: "img", "aria-label": label });
 }
 
@@ -29,22 +28,22 @@ export function point(x, y, verdict) {
 }
 
 /** Scores of the last parts, oldest first, with the threshold; what is far above is drawn at the edge. */
-export function scores(parts, review, high = 150) {
+export function scores(parts, review, wide, high = 130) {
   const known = parts.filter((row) => Number.isFinite(row.score));
-  const svg = frame(high, `Scores of the last ${known.length} parts, and the threshold`);
-  if (!known.length) return empty(svg, high);
+  const svg = frame(wide, high, `Scores of the last ${known.length} parts, and the threshold`);
+  if (!known.length) return empty(svg, wide, high);
   const limit = known.at(-1).threshold;
   const low = Math.min(limit, ...known.map((row) => row.score));
   const top = Math.min(Math.max(limit, ...known.map((row) => row.score)), limit + 2 * Math.max(limit - low, 1e-9));
   const span = (top - low) * 1.12 || 1;
-  const x = (i) => LEFT + ((i + 0.5) * (WIDE - LEFT - RIGHT)) / Math.max(known.length, 20);
+  const x = (i) => LEFT + ((i + 0.5) * (wide - LEFT - RIGHT)) / Math.max(known.length, 20);
   const y = (value) => high - 8 - ((Math.min(value, top) - low + 0.04 * span) / span) * (high - 20);
-  svg.append(make("line", { class: "base", x1: LEFT, x2: WIDE - RIGHT, y1: high - 4, y2: high - 4 }));
+  svg.append(make("line", { class: "base", x1: LEFT, x2: wide - RIGHT, y1: high - 4, y2: high - 4 }));
   const steps = known.map((row, i) => `${i ? "L" : "M"}${x(i).toFixed(1)} ${y(row.threshold).toFixed(1)}`);
-  svg.append(make("path", { class: "limit", d: `${steps.join("")}L${WIDE - RIGHT} ${y(limit).toFixed(1)}` }));
+  svg.append(make("path", { class: "limit", d: `${steps.join("")}L${wide - RIGHT} ${y(limit).toFixed(1)}` }));
   svg.append(make("text", { class: "limit-word", x: LEFT - 5, y: y(limit) + 4, "text-anchor": "end" }, short(limit)));
   if (Number.isFinite(review)) {
-    svg.append(make("line", { class: "review", x1: LEFT, x2: WIDE - RIGHT, y1: y(review), y2: y(review) }));
+    svg.append(make("line", { class: "review", x1: LEFT, x2: wide - RIGHT, y1: y(review), y2: y(review) }));
   }
   if (Math.abs(y(low) - y(limit)) > 14) {
     svg.append(make("text", { x: LEFT - 5, y: y(low) + 4, "text-anchor": "end" }, short(low)));
@@ -57,9 +56,9 @@ export function scores(parts, review, high = 150) {
   return svg;
 }
 
-/** Share refused (NOK and REVIEW and ERROR) of the 50 parts before each, with what the calibration promises of good ones. */
-export function rates(parts, promised, high = 120, window = 50) {
-  const svg = frame(high, "Share of parts that were not OK, of the 50 before each");
+/** Share of parts that were not OK, of the 50 up to each, with what the calibration promises of good ones. */
+export function rates(parts, promised, wide, high = 96, window = 50) {
+  const svg = frame(wide, high, "Share of parts that were not OK, of the 50 before each");
   const bad = parts.map((row) => (row.verdict === "OK" ? 0 : 1));
   const found = [];
   let sum = 0;
@@ -67,23 +66,23 @@ export function rates(parts, promised, high = 120, window = 50) {
     sum += one - (i >= window ? bad[i - window] : 0);
     if (i >= Math.min(window, 10) - 1) found.push(sum / Math.min(i + 1, window));
   });
-  if (!found.length) return empty(svg, high, "from 10 parts on");
+  if (!found.length) return empty(svg, wide, high, "from 10 parts on");
   const top = Math.min(1, Math.max(0.1, promised * 2, ...found) * 1.1);
-  const x = (i) => LEFT + (i * (WIDE - LEFT - RIGHT)) / Math.max(found.length - 1, 1);
+  const x = (i) => LEFT + (i * (wide - LEFT - RIGHT)) / Math.max(found.length - 1, 1);
   const y = (rate) => high - 8 - (Math.min(rate, top) / top) * (high - 20);
   for (const rate of [0, top]) {
-    svg.append(make("line", { class: "base", x1: LEFT, x2: WIDE - RIGHT, y1: y(rate), y2: y(rate) }));
+    svg.append(make("line", { class: "base", x1: LEFT, x2: wide - RIGHT, y1: y(rate), y2: y(rate) }));
     svg.append(make("text", { x: LEFT - 5, y: y(rate) + 4, "text-anchor": "end" }, `${Math.round(rate * 100)} %`));
   }
-  svg.append(make("line", { class: "limit", x1: LEFT, x2: WIDE - RIGHT, y1: y(promised), y2: y(promised) }));
+  svg.append(make("line", { class: "limit", x1: LEFT, x2: wide - RIGHT, y1: y(promised), y2: y(promised) }));
   const above = y(promised) < 22 ? 13 : -5;
-  svg.append(make("text", { class: "limit-word", x: WIDE - RIGHT, y: y(promised) + above, "text-anchor": "end" }, "promised of good parts"));
+  svg.append(make("text", { class: "limit-word", x: wide - RIGHT, y: y(promised) + above, "text-anchor": "end" }, "promised of good parts"));
   svg.append(make("path", { class: "line", d: found.map((rate, i) => `${i ? "L" : "M"}${x(i).toFixed(1)} ${y(rate).toFixed(1)}`).join("") }));
   svg.append(make("circle", { cx: x(found.length - 1), cy: y(found.at(-1)), r: 3, fill: "currentColor" }));
   return svg;
 }
 
-function empty(svg, high, words = "no parts yet") {
-  svg.append(make("text", { x: WIDE / 2, y: high / 2, "text-anchor": "middle" }, words));
+function empty(svg, wide, high, words = "no parts yet") {
+  svg.append(make("text", { x: wide / 2, y: high / 2, "text-anchor": "middle" }, words));
   return svg;
 }

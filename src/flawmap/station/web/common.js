@@ -5,7 +5,7 @@ export const $ = (query, from = document) => from.querySelector(query);
 /** A key pressed for the page, not for a field. Modifier keys are the browser's. */
 export function onKey(handler) {
   document.addEventListener("keydown", (event) => {
-    const field = event.target.closest("input:not([type=checkbox], [type=radio], [type=range]), textarea, select, dialog");
+    const field = event.target.closest("input:not([type=checkbox], [type=radio], [type=range]), textarea, select, dialog[open]");
     const slides = event.target.closest("input[type=range]") && event.key.startsWith("Arrow");
     const acts = event.target.closest("a, button") && (event.key === "Enter" || event.key === " ");
     if (field || slides || acts || event.ctrlKey || event.metaKey || event.altKey) return;
@@ -37,15 +37,6 @@ function said(found) {
   return typeof detail === "object" && detail ? (detail.reason ?? detail.message ?? JSON.stringify(detail)) : detail;
 }
 
-function fields(form) {
-  const body = {};
-  for (const [name, value] of new FormData(form)) {
-    const kind = form.elements.namedItem(name)?.dataset?.type;
-    body[name] = kind === "boolean" ? value === "true" : value;
-  }
-  return body;
-}
-
 for (const form of document.querySelectorAll("form[data-post]")) {
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
@@ -56,7 +47,7 @@ for (const form of document.querySelectorAll("form[data-post]")) {
     told.className = "told";
     told.textContent = "…";
     try {
-      const found = await post(form.dataset.post, fields(form));
+      const found = await post(form.dataset.post, Object.fromEntries(new FormData(form)));
       told.textContent = found.reason ?? found.message ?? "Done.";
       if (form.dataset.done === "reload") location.reload();
     } catch (error) {

@@ -9,7 +9,7 @@ const SILENT_MS = 5000; // after which nothing on the page is true any more
 const VERDICTS = ["OK", "NOK", "REVIEW", "ERROR"];
 const verdict = $("#verdict");
 const most = Number(verdict.dataset.most);
-const state = { parts: [], shown: null, view: 0, heard: -Infinity, facts: null, lost: true, newest: null, stream: null };
+const state = { parts: [], shown: null, view: 0, drawn: "", over: false, facts: null, newest: null, lost: true, heard: 0, stream: null, listened: 0 };
 
 const word = (row) => row.verdict ?? "ERROR";
 
@@ -18,7 +18,7 @@ function mark(name) {
   svg.setAttribute("class", "shape");
   svg.setAttribute("aria-hidden", "true");
   const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
-  use.setAttribute("href", `/static/mark.svg#${name}`);
+  use.setAttribute("href", `#mark-${name}`);
   svg.append(use);
   return svg;
 }
@@ -27,7 +27,7 @@ function mark(name) {
 
 function say(kind, title, words) {
   verdict.className = `verdict ${kind}`;
-  $("use", verdict).setAttribute("href", `/static/mark.svg#${kind}`);
+  $("use", verdict).setAttribute("href", `#mark-${kind}`);
   $("#word").textContent = title;
   $("#said").textContent = words;
 }
@@ -50,12 +50,17 @@ function newest(row) {
   state.newest = row;
   sayNewest();
   $("#f-part").textContent = row.part ?? "—";
-  const limit = Number.isFinite(row.threshold) ? ` of at most ${short(row.threshold)}` : "";
+  const limit = Number.isFinite(row.threshold) ? `, threshold ${short(row.threshold)}` : "";
   $("#f-score").textContent = Number.isFinite(row.score) ? short(row.score) + limit : "—";
   $("#f-took").textContent = Number.isFinite(row.latency_ms) ? `${Math.round(row.latency_ms)} ms` : "—";
   $("#f-recipe").textContent = row.recipe ?? "—";
   $("#f-time").textContent = row.time ? new Date(row.time).toLocaleTimeString() : "—";
   aged();
+}
+
+/** The newest part has no row: the verdict of the one before it must not stand there. */
+function faulted(told) {
+  newest({ ...told, kind: "error", verdict: null, fault: true, seq: state.newest?.seq });
 }
 
 function aged() {
@@ -67,43 +72,73 @@ function aged() {
 
 // ---- picture and strip
 
+/** The picture with its name, both at once: never one part's picture under another's name. */
 function show(row, view = 0) {
   state.shown = row;
   state.view = Math.min(view, Math.max((row.views?.length ?? 1) - 1, 0));
-  const at = `/v1/parts/${row.seq}/views/${state.view}`;
-  const [picture, over, none] = [$("#seen .picture"), $("#seen .over"), $("#seen .none")];
-  const there = Boolean(row.views?.length);
-  none.hidden = there;
-  none.textContent = "No picture of this part.";
-  for (const [img, name] of [[picture, "picture"], [over, "overlay"]]) {
-    img.hidden = !there;
-    img.alt = name === "picture" ? `Part ${row.part}` : "";
-    img.onerror = () => {
-      img.hidden = true;
-      if (name === "picture") none.hidden = false;
-    };
-    if (there && img.getAttribute("src") !== `${at}/${name}`) img.src = `${at}/${name}`;
-  }
-  drawn();
-  $("#seen-name").textContent = row.part;
-  $("#open").href = `/parts/${row.seq}`;
   $("#newest").hidden = row.seq === state.parts[0]?.seq;
-  tabs(row);
   for (const link of document.querySelectorAll("#strip a")) {
     if (Number(link.dataset.seq) === row.seq) link.setAttribute("aria-current", "true");
     else link.removeAttribute("aria-current");
   }
+  load();
 }
 
-function tabs(row) {
+async function fetched(at) {
+  const img = new Image();
+  img.src = at;
+  await img.decode();
+  return img;
+}
+
+let loading = false;
+/** One at a time, and then the newest wish: at a fast line not every part's picture is drawn. */
+async function load() {
+  const [row, view] = [state.shown, state.view];
+  const [wanted, over] = [`${row.seq}/${view}`, $("#overlay").checked];
+  if (loading || (state.drawn === wanted && (state.over || !over))) return;
+  loading = true;
+  const at = `/v1/parts/${row.seq}/views/${view}`;
+  const names = row.views?.length ? ["picture", ...(over ? ["overlay"] : [])] : [];
+  const found = await Promise.allSettled(names.map((name) => fetched(`${at}/${name}`)));
+  draw(row, view, found.map((one) => one.value));
+  [state.drawn, state.over] = [wanted, over];
+  loading = false;
+  load();
+}
+
+function draw(row, view, [picture, over]) {
+  const stack = $("#seen .stack");
+  for (const img of stack.querySelectorAll("img")) img.remove();
+  if (picture) {
+    picture.className = "picture";
+    picture.alt = `Part ${row.part}`;
+    stack.append(picture);
+  }
+  if (picture && over) {
+    over.className = "over";
+    over.alt = "";
+    stack.append(over);
+  }
+  $("#seen .none").hidden = Boolean(picture);
+  $("#seen .none").textContent = row.views?.length ? "There is no picture that can be shown." : "No picture of this part.";
+  drawn();
+  const name = $("#seen-name");
+  name.className = `name badge ${word(row)}`;
+  name.replaceChildren(mark(word(row)), row.part);
+  $("#open").href = `/parts/${row.seq}`;
+  tabs(row, view);
+}
+
+function tabs(row, view) {
   const views = row.views?.length > 1 ? row.views : [];
   $("#tabs").replaceChildren(
-    ...views.map((view, number) => {
+    ...views.map((one, number) => {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = number + 1;
-      button.title = view.name;
-      button.setAttribute("aria-pressed", number === state.view);
+      button.title = one.name;
+      button.setAttribute("aria-pressed", number === view);
       button.addEventListener("click", () => show(row, number));
       return button;
     }),
@@ -117,7 +152,7 @@ function tile(row) {
   link.dataset.seq = row.seq;
   link.title = `${row.part}: ${word(row)}`;
   const name = document.createElement("span");
-  name.textContent = row.part;
+  name.textContent = row.part.length > 10 ? `…${row.part.slice(-9)}` : row.part;
   link.append(mark(word(row)), name);
   link.addEventListener("click", (event) => {
     if (event.ctrlKey || event.metaKey) return;
@@ -156,8 +191,9 @@ function chart() {
   requestAnimationFrame(() => {
     waiting = false;
     const oldest = [...state.parts].reverse();
-    $("#scores").replaceChildren(scores(oldest.slice(-120), state.facts?.review));
-    $("#rates").replaceChildren(rates(oldest, state.facts?.promised ?? 0));
+    const [left, right] = [$("#scores"), $("#rates")];
+    left.replaceChildren(scores(oldest.slice(-120), state.facts?.review, left.clientWidth || 300));
+    right.replaceChildren(rates(oldest, state.facts?.promised ?? 0, right.clientWidth || 300));
   });
 }
 
@@ -175,7 +211,7 @@ function drift(found) {
   if (!found) return lamp("drift", "off", "no part yet");
   if (found.alarm_at) return lamp("drift", "bad", `changed since the calibration (seen at part ${found.alarm_at})`);
   if (found.signal_at) return lamp("drift", "warn", `a sign of change at part ${found.signal_at}`);
-  return lamp("drift", "ok", `none seen in ${found.parts} parts`);
+  return lamp("drift", "ok", `none seen in ${found.parts} OK parts`);
 }
 
 function facts(found) {
@@ -203,6 +239,7 @@ function facts(found) {
 
 // ---- the connection
 
+/** The state as it is now was read: what stands on the page is true. */
 function heard() {
   state.heard = performance.now();
   if (!state.lost) return;
@@ -211,6 +248,11 @@ function heard() {
   $("#link").dataset.state = "ok";
   $("#link span").textContent = "connected";
   sayNewest();
+}
+
+/** A sign of life. After a silence it is not enough: verdicts may have been missed meanwhile. */
+function beat() {
+  if (!state.lost) state.heard = performance.now();
 }
 
 function lose() {
@@ -222,21 +264,29 @@ function lose() {
   sayNewest();
 }
 
-async function ask(n = 12) {
+async function read(n) {
   const answer = await fetch(`/live.json?n=${n}`, { cache: "no-store", signal: AbortSignal.timeout(WAIT_MS) });
+  if (answer.status === 401) location.reload(); // the session has ended: to the page that asks for a token
   if (!answer.ok) throw new Error(`status ${answer.status}`);
-  const found = await answer.json();
+  return answer.json();
+}
+
+async function ask() {
+  const n = state.parts.length ? 12 : most;
+  let found = await read(n);
   const known = state.parts[0]?.seq ?? 0;
-  const gap = state.parts.length && found.parts.length === n && found.parts.at(-1).seq > known;
+  if (found.parts.length === n && n < most && found.parts.at(-1).seq > known) found = await read(most);
   facts(found);
-  take(gap ? (await (await fetch(`/live.json?n=${most}`, { cache: "no-store" })).json()).parts : found.parts);
+  take(found.parts);
+  if (found.fault && !state.newest?.fault) faulted({ code: "FAULT", reason: found.fault });
   heard();
 }
 
 async function asking() {
   try {
-    await ask(state.parts.length ? 12 : most);
-    if (!state.stream || state.stream.readyState === EventSource.CLOSED) listen();
+    await ask();
+    const deaf = state.stream?.readyState !== EventSource.OPEN;
+    if (deaf && performance.now() - state.listened > ASK_MS) listen();
   } catch {
     if (performance.now() - state.heard > SILENT_MS) lose();
   }
@@ -245,18 +295,21 @@ async function asking() {
 
 function listen() {
   state.stream?.close();
+  state.listened = performance.now();
   const stream = new EventSource("/v1/events");
   state.stream = stream;
   stream.addEventListener("part", (event) => {
     take([JSON.parse(event.data)]);
-    heard();
+    beat();
   });
   stream.addEventListener("fault", (event) => {
     const row = JSON.parse(event.data);
-    newest({ ...row, kind: "error", verdict: null, time: new Date().toISOString(), seq: state.newest?.seq });
-    heard();
+    faulted({ ...row, time: new Date().toISOString() });
+    beat();
   });
-  stream.addEventListener("error", () => lose()); // the browser tries again by itself
+  for (const name of ["decision", "event", "status"]) stream.addEventListener(name, beat);
+  stream.addEventListener("event", () => ask().catch(() => {})); // a switch, a block: banner and lamps
+  stream.addEventListener("error", lose);
   stream.addEventListener("open", () => ask().catch(() => {})); // what was missed meanwhile
 }
 
@@ -265,7 +318,10 @@ setInterval(() => {
   if (performance.now() - state.heard > SILENT_MS) lose(); // also after the tablet slept
 }, 500);
 
-// ---- keys
+// ---- keys and controls
+
+addEventListener("resize", chart);
+document.addEventListener("overlay", () => state.shown && load());
 
 $("#newest").addEventListener("click", follow);
 onKey((key) => {

@@ -28,6 +28,7 @@ function set(change) {
     // As above.
   }
   drawn();
+  document.dispatchEvent(new Event("overlay"));
 }
 
 $("#overlay").addEventListener("change", (event) => set({ on: event.target.checked }));

@@ -2,9 +2,9 @@
 import { $ } from "./common.js";
 import { frame, make, short } from "./charts.js";
 
-const WIDE = 900;
+const WIDE = Math.max($("#dots").clientWidth, 320);
 const HIGH = 150;
-const LEFT = 130;
+const LEFT = 140;
 const found = await (await fetch("/threshold.json", { cache: "no-store" })).json();
 const bad = [...found.defects, ...found.decided.filter((one) => !one.good).map((one) => one.score)];
 const good = found.decided.filter((one) => one.good).map((one) => one.score);
@@ -20,7 +20,7 @@ let at = found.threshold;
 let line;
 
 function rows() {
-  const svg = frame(HIGH, "Scores of good parts, of the line and of decided parts, and the threshold", WIDE);
+  const svg = frame(WIDE, HIGH, "Scores of good parts, of the line and of decided parts, and the threshold");
   [
     ["good, calibrated", found.good, "dot"],
     ["at the line", found.line, "dot"],
