@@ -19,7 +19,7 @@ from PIL import Image
 from flawmap.run.nearest import crop, nearest
 from flawmap.station.access import Access, Who
 from flawmap.station.app import create_app
-from flawmap.station.keep import Keep
+from flawmap.station.keep import Keep, Rules
 from flawmap.station.ledger import Ledger
 from flawmap.station.line import Line, Picture
 from flawmap.station.pages import PAGE, WEB, live_state, router, what_if_of
@@ -247,7 +247,7 @@ def test_a_row_that_is_no_part_has_no_page(line: Line, client: TestClient) -> No
 def test_a_picture_that_was_kept_is_shown_after_a_restart(
     recipes: Recipes, pictures: dict[str, Picture], tmp_path: Path
 ) -> None:
-    line = Line(recipes, Ledger(tmp_path / "l.db"), Keep(tmp_path / "kept"))
+    line = Line(recipes, Ledger(tmp_path / "l.db"), Keep(tmp_path / "kept", Rules(near=0)))
     seqs = [line.inspect(name, [pictures[name]])["seq"] for name in ("bad", "good", "broken")]
     line.close()
     line = Line(recipes, Ledger(tmp_path / "l.db"), Keep(tmp_path / "kept"))

@@ -278,7 +278,8 @@ async function ask() {
   if (found.parts.length === n && n < most && found.parts.at(-1).seq > known) found = await read(most);
   facts(found);
   take(found.parts);
-  if (found.fault && !state.newest?.fault) faulted({ code: "FAULT", reason: found.fault });
+  const stale = (found.parts[0]?.seq ?? 0) < (state.parts[0]?.seq ?? 0); // a part came while it was read
+  if (found.fault && !stale && !state.newest?.fault) faulted({ code: "FAULT", reason: found.fault });
   heard();
 }
 
