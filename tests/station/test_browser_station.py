@@ -336,7 +336,11 @@ def test_the_slider_counts_as_the_threshold_would(served: Served, opened: Callab
     assert (shown("line"), shown("good")) == (f"{refused} of 12", f"{calibration.refused} of {calibration.parts}")
     assert 0 < refused < 12
     page.locator("#at").fill("0")
-    assert (shown("line"), shown("good"), shown("bound")) == ("12 of 12", f"{calibration.parts} of {calibration.parts}", "100.0 %")
+    assert (shown("line"), shown("good"), shown("bound")) == (
+        "12 of 12",
+        f"{calibration.parts} of {calibration.parts}",
+        "100.0 %",
+    )
     page.get_by_role("button", name="As calibrated").click()
     assert shown("line") == f"{refused} of 12"
 
