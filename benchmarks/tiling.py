@@ -226,8 +226,9 @@ data); look at the pixels. Squashing makes the pictures 2.5 times narrower."""
 CLOTH = """\
 **Fabric, 4,000 x 3,000 px**: {good} good pictures (a third held out), {test} good and {test} defective ones to test \
 with, each made of 192 pictures of fabric at their own resolution, and the defective ones with one real defect of \
-{span} px ({defects} to choose from) sewn in, among 12 million pixels. {false_alarm:.0%} false alarms were asked for, since so \
-few pictures can promise no less. The joints between the pieces are in good pictures as well."""
+{span} px ({defects} to choose from) sewn in, among 12 million pixels. \
+{false_alarm:.0%} false alarms were asked for, since so few \
+pictures can promise no less. The joints between the pieces are in good pictures as well."""
 
 
 def main() -> None:
