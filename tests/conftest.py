@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,3 +91,16 @@ def write_world(root: Path, good: int = 24, test_good: int = 6, defects: int = 6
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Read only: tests that change files make their own with `write_world`."""
     return write_world(tmp_path_factory.mktemp("world") / "parts" / "square")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser for one file of tests: while its client lives, nothing else of asyncio runs in this process."""
+    client = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install flawmap[dev]")
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("no chromium on the path")
+    with client.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

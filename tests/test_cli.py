@@ -42,6 +42,7 @@ VERBS = [
     "serve",
     "token",
     "ledger",
+    "capture",
 ]
 
 

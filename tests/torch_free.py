@@ -2,6 +2,7 @@
 
 python tests/torch_free.py make FOLDER     with the extra train
 python tests/torch_free.py prove FOLDER    with `pip install flawmap` alone
+python tests/torch_free.py station FOLDER  with the extra serve
 """
 
 from __future__ import annotations
@@ -58,6 +59,31 @@ def prove(folder: Path) -> None:
     _other_verbs(folder)
     _installed()
     _first_verdict(folder)
+
+
+def station(folder: Path) -> None:
+    """`flawmap serve` answers what the command line says of the same files, and stops whole."""
+    import signal
+    import urllib.request
+
+    from flawmap.cli import main
+
+    assert importlib.util.find_spec("torch") is None, "torch is installed here: this proves nothing"
+    ledger, expected = folder / "station.db", json.loads((folder / "patchcore.json").read_text())["files"]
+    words = [sys.executable, "-m", "flawmap.cli", "serve", str(folder / "patchcore.flaw"), "--port", "0"]
+    process = subprocess.Popen([*words, "--ledger", str(ledger)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    address = next(word for line in process.stderr for word in line.split() if word.startswith("http://"))
+    pictures = sorted((folder / "parts" / "test").rglob("*.png"))
+    for picture, said in zip(pictures, expected, strict=True):
+        sent = urllib.request.Request(f"{address}/v1/inspect", picture.read_bytes(), {"content-type": "image/png"})
+        found = json.load(urllib.request.urlopen(sent, timeout=30))
+        assert found["verdict"] == said["verdict"], (picture, found, said)
+        assert abs(found["score"] - said["score"]) <= 1e-4 * max(abs(said["score"]), 1.0), (picture, found, said)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert main(["ledger", "verify", str(ledger)]) == 0
+    print(f"torch-free: a station, {len(pictures)} parts over HTTP, the same verdicts, its ledger whole")
 
 
 def doors(folder: Path, name: str, out: Path) -> dict[str, Any]:
@@ -196,4 +222,4 @@ def _seconds(words: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    {"make": make, "prove": prove}[sys.argv[1]](Path(sys.argv[2]))
+    {"make": make, "prove": prove, "station": station}[sys.argv[1]](Path(sys.argv[2]))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
 import sqlite3
 import statistics
@@ -112,18 +111,6 @@ def cable(served: Served) -> Iterator[Cable]:
     found = Cable(served.port)
     yield found
     found.close()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    client = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install flawmap[dev]")
-    path = shutil.which("chromium")
-    if path is None:
-        pytest.skip("no chromium on the path")
-    with client.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

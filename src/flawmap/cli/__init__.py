@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from flawmap.cli import models, station, studies
+from flawmap.cli.capture import capture
 from flawmap.cli.words import options, tied
 from flawmap.errors import FlawmapError, MissingExtra, UsageError
 
@@ -15,7 +16,7 @@ INTERRUPTED = 130
 VERBS = (
     *(models.demo, models.fit, models.distill, models.evaluate, models.calibrate, models.inspect, models.export),
     *(models.sign, models.report, studies.benchmark, studies.reproduce, studies.data, studies.doctor),
-    *(studies.list_methods, station.serve, station.token, station.ledger),
+    *(studies.list_methods, station.serve, station.token, station.ledger, capture),
 )
 
 

@@ -21,6 +21,7 @@ from flawmap.errors import DataError, MissingExtra, UsageError
 from flawmap.images.decode import SUFFIXES
 
 STALE_S = 0.05  # a frame that was waited for no longer lay in the driver's buffer, and may be of the part before
+MANUAL = 1  # of CAP_PROP_AUTO_EXPOSURE, by Video4Linux
 
 
 class Shot(NamedTuple):
@@ -33,6 +34,17 @@ class Camera(Protocol):
 
     def grab(self, views: int = 1) -> Sequence[Shot]:
         """So many pictures, taken now, one after the other. DataError: the camera gives none."""
+        ...
+
+    def adjust(self, exposure: float | None, gain: float | None) -> dict[str, float | None]:
+        """Sets what is not None, in the camera's own unit; gives what is set now, None where nobody knows.
+
+        UsageError: this camera cannot be set. DataError: it did not take the value.
+        """
+        ...
+
+    def after(self, name: str) -> None:
+        """Goes on behind the picture of this name, where pictures come in an order."""
         ...
 
     def close(self) -> None: ...
@@ -52,9 +64,12 @@ class Replay:
         with self._lock:
             return [self._next() for _ in range(views)]
 
+    def _fill(self) -> None:
+        self._left = sorted((p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES), reverse=True)
+
     def _next(self) -> Shot:
         if not self._left:
-            self._left = sorted((p for p in self.folder.rglob("*") if p.suffix.lower() in SUFFIXES), reverse=True)
+            self._fill()
         if not self._left:
             raise DataError(f"{self.folder}: there is no picture in it")
         path = self._left.pop()
@@ -62,6 +77,16 @@ class Replay:
             return Shot(path.relative_to(self.folder).as_posix(), path.read_bytes())
         except OSError as error:
             raise DataError(f"{path}: {error.strerror or error}") from error
+
+    def adjust(self, exposure: float | None, gain: float | None) -> dict[str, float | None]:
+        """Its pictures are as they were taken, and nobody knows how."""
+        return {"exposure": None, "gain": None}
+
+    def after(self, name: str) -> None:
+        with self._lock:
+            self._fill()
+            if self.folder / name in self._left:
+                del self._left[self._left.index(self.folder / name) :]
 
     def close(self) -> None: ...
 
@@ -88,6 +113,33 @@ class Video:
             if self._capture is None:
                 self._open()
             return [self._one() for _ in range(views)]
+
+    def adjust(self, exposure: float | None, gain: float | None) -> dict[str, float | None]:
+        with self._lock:
+            if self._capture is None:
+                self._open()
+            ids = {"exposure": self._cv2.CAP_PROP_EXPOSURE, "gain": self._cv2.CAP_PROP_GAIN}
+            wanted = {"exposure": exposure, "gain": gain}
+            return {what: self._set(what, ids[what], value) for what, value in wanted.items()}
+
+    def _set(self, what: str, which: int, value: float | None) -> float | None:
+        if value is None:
+            return None
+        if what == "exposure" and self.live:
+            self._capture.set(self._cv2.CAP_PROP_AUTO_EXPOSURE, MANUAL)
+        if not self._capture.set(which, value):
+            raise UsageError(f"{self.name}: its {what} cannot be set; leave {what} out, and set it at the camera")
+        found = float(self._capture.get(which))
+        if abs(found - value) > 0.01 * max(abs(value), 1):
+            raise DataError(f"{self.name}: its {what} was set to {value:g} and is {found:g}; give one that it takes")
+        return found
+
+    def after(self, name: str) -> None:
+        """A film is read up to there; what a camera sees has no order."""
+        number = name.removeprefix("frame-").removesuffix(".png")
+        with self._lock:
+            while not self.live and number.isdecimal() and self._count < int(number) and self._capture.grab():
+                self._count += 1
 
     def close(self) -> None:
         with self._lock:

@@ -20,7 +20,7 @@ from urllib.parse import urlencode
 import jinja2
 import numpy as np
 
-from flawmap.errors import DataError, FlawmapError, MissingExtra
+from flawmap.errors import DataError, FlawmapError, MissingExtra, Unavailable
 from flawmap.images.decode import decode, size_of
 from flawmap.report.heatmap import picture
 from flawmap.run.nearest import SIZES, Near, around, crop, nearest
@@ -116,7 +116,7 @@ def live_state(line: Line, n: int) -> dict[str, Any]:
         "blocked": line.blocked,
         "fault": line.fault,
         "waiting": line.inside,
-        "lamps": [{"name": name, "state": state, "text": text} for name, (state, text) in line.lamps.items()],
+        "lamps": [{"name": name, "state": state, "text": text} for name, (state, text) in dict(line.lamps).items()],
         "counts": dict(line.counts),
         "latency": {
             "n": len(times),
@@ -171,13 +171,18 @@ def _part(routes: APIRouter, line: Line, good: Path | None) -> None:
     lock = threading.Lock()
 
     def near_of(row: Row, view: int) -> tuple[Near, bytes, bytes | None] | None:
-        with lock:  # one at a time: it takes a second or more of the machine that judges
-            key = row["seq"], view
-            if key not in kept:
-                kept[key] = _nearest(line, row, view, good)
-                while len(kept) > KEPT:
-                    kept.popitem(last=False)
+        key = row["seq"], view
+        if key in kept:
             return kept[key]
+        if not lock.acquire(blocking=False):  # it takes a second or more of the machine that judges; nobody waits
+            raise Unavailable("another part's nearest patch is being looked for; try again", "BUSY", 2)
+        try:
+            kept[key] = found = _nearest(line, row, view, good)
+            while len(kept) > KEPT:
+                kept.popitem(last=False)
+            return found
+        finally:
+            lock.release()
 
     @routes.get("/parts/{seq}", response_class=HTMLResponse)
     def part(request: Request, seq: int, near: int | None = None) -> Response:

@@ -1,0 +1,127 @@
+"""A mask in three levels, and the shapes that it is made of.
+
+levels   (H, W) uint8: 0 good, 255 defect, 128 ignore (nobody can say)
+shape    a patch of one label: its pixels in a box, and where the box lies
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from flawmap.errors import DataError
+from flawmap.images.decode import MAX_MPX, MOST_ID, Source, label, read_pixels
+
+IGNORE, DEFECT = 128, 255
+IGNORED = "ignore"  # the label of what is ignored
+_TOUCHING = np.ones((3, 3))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shape:
+    label: str
+    mask: np.ndarray  # (h, w) bool
+    left: int = 0
+    top: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """A picture and its shapes, on the way out."""
+
+    name: str  # relative to the data, with "/" between
+    source: Path | None
+    size_hw: tuple[int, int]
+    shapes: tuple[Shape, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A picture in another tool's file. Its shapes are drawn only once its size is known to be right."""
+
+    called: str  # the file's words for the picture
+    where: str  # for errors
+    size_hw: tuple[int, int]
+    draw: Callable[[], Iterable[Shape]]
+
+
+def read_levels(source: Source | tuple[Source, ...], size_hw: tuple[int, int], of: str) -> tuple[np.ndarray, bool]:
+    """(H, W) uint8 of 0, 128, 255, and whether other greys had to be cut.
+
+    128 is ignore only where all values are 0, 128 or 255, or where a sidecar (MASK.png.json, `{"ignore": 128}`) says
+    so. Values up to 15 are ids of classes, and every one but 0 is defect; other masks are cut above half. Of several
+    masks of one picture a defect in any is one. DataError: not as large as the picture.
+    """
+    if isinstance(source, tuple):
+        both = [read_levels(each, size_hw, of) for each in source]
+        levels = np.maximum.reduce([levels for levels, _ in both])
+        return levels, any(cut for _, cut in both)
+    if isinstance(source, np.ndarray) and source.dtype == bool:
+        source = source.astype(np.uint8)
+    values = np.asarray(read_pixels(source, max(MAX_MPX, size_hw[0] * size_hw[1] / 1e6)))
+    values = values if values.ndim == 2 else values.max(axis=2)
+    if values.shape != tuple(size_hw):
+        raise DataError(
+            f"{label(source)}: the mask is {values.shape[1]} x {values.shape[0]} pixels, {of} is "
+            f"{size_hw[1]} x {size_hw[0]}; give a mask of the picture's size"
+        )
+    if values.max() <= MOST_ID:
+        return np.where(values > 0, DEFECT, 0).astype(np.uint8), False
+    pure = values.dtype == np.uint8 and bool(np.isin(values, (0, IGNORE, DEFECT)).all())
+    levels = np.where(values > np.iinfo(values.dtype).max // 2, DEFECT, 0).astype(np.uint8)
+    if pure or (values.dtype == np.uint8 and isinstance(source, Path | str) and _says_ignore(Path(source))):
+        levels[values == IGNORE] = IGNORE
+    return levels, not pure
+
+
+def _says_ignore(mask: Path) -> bool:
+    path = mask.with_name(f"{mask.name}.json")
+    if not path.exists():
+        return False
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f'{path}: cannot be read as JSON ({error}); write {{"ignore": 128}}, or remove it') from error
+    if said != {"ignore": IGNORE}:
+        raise DataError(f'{path}: says something else than {{"ignore": 128}}; write that, or remove it')
+    return True
+
+
+def shapes_of(levels: np.ndarray, kind: str, apart: bool = True) -> tuple[Shape, ...]:
+    """What is defect, called by its kind, then what is ignored: 8-connected patches, or with `apart` off one each."""
+    from scipy import ndimage
+
+    found = []
+    for name, value in ((kind, DEFECT), (IGNORED, IGNORE)):
+        marked = levels == value
+        labels = ndimage.label(marked, structure=_TOUCHING)[0] if apart else marked.astype(int)  # type: ignore[index]
+        for number, box in enumerate(ndimage.find_objects(labels), 1):
+            rows, columns = box
+            found.append(Shape(name, labels[box] == number, columns.start, rows.start))
+    return tuple(found)
+
+
+def levels_of(shapes: Iterable[Shape], size_hw: tuple[int, int]) -> np.ndarray:
+    """(H, W) uint8. Where a defect and what is ignored overlap, it is ignored; what lies outside is cut off."""
+    levels = np.zeros(size_hw, np.uint8)
+    for shape in sorted(shapes, key=lambda shape: shape.label == IGNORED):
+        top, left = max(shape.top, 0), max(shape.left, 0)
+        inside = shape.mask[top - shape.top :, left - shape.left :]
+        part = levels[top : top + inside.shape[0], left : left + inside.shape[1]]
+        part[inside[: part.shape[0], : part.shape[1]]] = IGNORE if shape.label == IGNORED else DEFECT
+    return levels
+
+
+def on_picture(shape: Shape, size_hw: tuple[int, int]) -> np.ndarray:
+    """(H, W) bool"""
+    return levels_of([shape], size_hw) > 0
+
+
+def save_levels(levels: np.ndarray, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(levels).save(path, format="PNG")
