@@ -37,6 +37,7 @@ VERBS = [
     "benchmark",
     "reproduce",
     "data",
+    "masks",
     "doctor",
     "list",
     "serve",

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from flawmap.cli import models, station, studies
+from flawmap.cli import masks, models, station, studies
 from flawmap.cli.capture import capture
 from flawmap.cli.words import options, tied
 from flawmap.errors import FlawmapError, MissingExtra, UsageError
@@ -15,8 +15,8 @@ from flawmap.errors import FlawmapError, MissingExtra, UsageError
 INTERRUPTED = 130
 VERBS = (
     *(models.demo, models.fit, models.distill, models.evaluate, models.calibrate, models.inspect, models.export),
-    *(models.sign, models.report, studies.benchmark, studies.reproduce, studies.data, studies.doctor),
-    *(studies.list_methods, station.serve, station.token, station.ledger, capture),
+    *(models.sign, models.report, studies.benchmark, studies.reproduce, studies.data, masks.masks),
+    *(studies.doctor, studies.list_methods, station.serve, station.token, station.ledger, capture),
 )
 
 

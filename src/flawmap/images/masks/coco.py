@@ -36,12 +36,12 @@ def write(pictures: Iterable[Marked], new: Path, home: Path, how: str) -> None:
                     "segmentation": _segmentation(shape, picture.size_hw, how),
                     "bbox": [shape.left, shape.top, shape.mask.shape[1], shape.mask.shape[0]],
                     "area": int(shape.mask.sum()),
-                    "iscrowd": 0 if how == "polygon" else 1,  # as readers of COCO know run lengths
+                    "iscrowd": 0,
                 }
             )
     categories = [{"id": number, "name": name, "supercategory": ""} for name, number in ids.items()]
     found = {"info": {}, "licenses": [], "categories": categories, "images": images, "annotations": annotations}
-    new.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8", errors="backslashreplace")
+    new.write_text(json.dumps(found), encoding="utf-8")
 
 
 def _segmentation(shape: Shape, size_hw: tuple[int, int], how: str) -> Any:
@@ -71,9 +71,7 @@ def read(path: Path) -> Iterator[Found]:
 
 
 def _drawing(marks: Sequence[Field], labels: dict[int, str], size_hw: tuple[int, int]) -> Any:
-    return lambda: [
-        shape for mark in marks for shape in _shapes(mark, labels[mark["category_id"].whole()], size_hw)
-    ]
+    return lambda: [shape for mark in marks for shape in _shapes(mark, labels[mark["category_id"].whole()], size_hw)]
 
 
 def _shapes(mark: Field, label: str, size_hw: tuple[int, int]) -> list[Shape]:
@@ -98,5 +96,3 @@ def _corners(polygon: Field) -> np.ndarray:
     if len(values) < 6 or len(values) % 2:
         raise polygon.error("is no polygon; it takes x and y of at least three corners, one after another")
     return np.array(values).reshape(-1, 2)
-
-

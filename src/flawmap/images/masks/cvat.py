@@ -29,8 +29,9 @@ def write(pictures: Iterable[Marked], new: Path, home: Path, how: str) -> None:
     root = ElementTree.Element("annotations")
     ElementTree.SubElement(root, "version").text = "1.1"
     for number, picture in enumerate(pictures):
-        if _NOT_XML.search(picture.name):
-            raise DataError(f"{picture.name!r}: XML cannot hold this name; rename the picture")
+        for text in (picture.name, *(shape.label for shape in picture.shapes)):
+            if _NOT_XML.search(text):
+                raise DataError(f"{text!r}: XML cannot hold this name; rename it")
         high, wide = picture.size_hw
         size = {"width": str(wide), "height": str(high)}
         image = ElementTree.SubElement(root, "image", {"id": str(number), "name": picture.name} | size)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from flawmap.errors import DataError
 
 FARTHEST = 1e6  # px: no corner of a real shape lies so far outside
+MOST = 2**53
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +51,17 @@ class Field:
     def number(self) -> float:
         if isinstance(self.value, bool) or not isinstance(self.value, int | float):
             raise self.error(f"must be a number, is {_kind(self.value)}")
-        if not abs(self.value) <= FARTHEST or not math.isfinite(self.value):
+        if not abs(self.value) <= FARTHEST:  # nor is NaN
             raise self.error("is no number of pixels")
         return float(self.value)
 
     def whole(self, least: int = 0) -> int:
-        number = self.number()
-        if number != int(number) or number < least:
-            raise self.error(f"must be a whole number of at least {least}, is {number:g}")
-        return int(number)
+        value = self.value
+        if isinstance(value, float) and abs(value) < MOST and value == int(value):
+            value = int(value)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value < MOST:
+            raise self.error(f"must be a whole number of at least {least}, is {str(self.value)[:40]!r}")
+        return value
 
     def corners(self) -> np.ndarray:
         """(n, 2) float64 of [[x, y], ...]; at least three."""

@@ -45,7 +45,7 @@ def write(pictures: Iterable[Marked], new: Path, home: Path, how: str) -> None:
             "imageHeight": high,
             "imageWidth": wide,
         }
-        path.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8", errors="backslashreplace")
+        path.write_text(json.dumps(found), encoding="utf-8")
 
 
 def _rows(shape: Shape, how: str) -> Iterator[dict[str, Any]]:

@@ -1,14 +1,16 @@
 """Label Studio's JSON: a list of tasks; masks as brushes, one a label, with rectangles and polygons read too.
 
-A brush is a PNG-like RGBA picture in run lengths of bits (runs.py). Polygons and rectangles are in per cent.
+A brush is an RGBA picture in run lengths of bits (runs.py). Polygons and rectangles are in per cent.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from flawmap.images.masks.runs import brushed, unbrushed
 
 SERVED = "/data/local-files/?d="  # where Label Studio serves files of its own machine from
 LABELS = {"brushlabels", "polygonlabels", "rectanglelabels"}
-BARE = {"brush", "polygon", "rectangle"}  # the same without their label
+SAID = {"choices", "textarea", "rating", "number", "datetime", "taxonomy"}  # of the whole picture: no shapes
 
 
 def write(pictures: Iterable[Marked], new: Path, home: Path, how: str) -> None:
@@ -27,11 +29,11 @@ def write(pictures: Iterable[Marked], new: Path, home: Path, how: str) -> None:
     for number, picture in enumerate(pictures, 1):
         high, wide = picture.size_hw
         # A task of a good picture says so by an annotation without results; its size is kept beside it.
-        data = {"image": SERVED + picture.name, "width": wide, "height": high}
+        data = {"image": SERVED + quote(picture.name, errors="surrogateescape"), "width": wide, "height": high}
         result = [_brush(shape, index, picture.size_hw) for index, shape in enumerate(picture.shapes)]
         annotation = {"id": number, "result": result, "was_cancelled": False, "ground_truth": False}
         tasks.append({"id": number, "data": data, "annotations": [annotation], "predictions": []})
-    new.write_text(json.dumps(tasks, ensure_ascii=False), encoding="utf-8", errors="backslashreplace")
+    new.write_text(json.dumps(tasks), encoding="utf-8")
 
 
 def _brush(shape: Shape, index: int, size_hw: tuple[int, int]) -> dict[str, Any]:
@@ -65,7 +67,14 @@ def read(path: Path) -> Iterator[Found]:
             data = task["data"]
             known = data.has("height") and data.has("width")
             size = (data["height"].whole(1), data["width"].whole(1)) if known else (0, 0)
-        yield Found(task["data"]["image"].text(), task.where, size, _drawing(results, size))
+        yield Found(_called(task["data"]["image"].text()), task.where, size, _drawing(results, size))
+
+
+def _called(url: str) -> str:
+    """The picture in the address that the tool serves it from; what was uploaded has eight hex digits before it."""
+    path = unquote(url.rpartition("?d=")[2], errors="surrogateescape")
+    upload = re.search(r"/upload/(?:\d+/)?(?:[0-9a-f]{8}-)?([^/]+)$", path)
+    return upload[1] if upload else path
 
 
 def _skipped(annotation: Field) -> bool:
@@ -73,14 +82,13 @@ def _skipped(annotation: Field) -> bool:
 
 
 def _drawing(results: list[Field], size_hw: tuple[int, int]) -> Callable[[], list[Shape]]:
-    kept = (each for each in results if each.value.get("type") not in ("choices", "textarea", "rating", *BARE))
-    return lambda: [_shape(each, size_hw) for each in kept]
+    return lambda: [_shape(each, size_hw) for each in results if each["type"].text() not in SAID]
 
 
 def _shape(result: Field, size_hw: tuple[int, int]) -> Shape:
     kind, value = result["type"].text(), result["value"]
     if kind not in LABELS:
-        raise result["type"].error(f"{kind!r} marks no area that is read; use brushes, polygons or rectangles")
+        raise result["type"].error(f"{kind!r} is no area with a label; use brushes, polygons or rectangles, labelled")
     if (result["original_height"].whole(), result["original_width"].whole()) != size_hw:
         raise result.error("is of a picture of another size than the task's first; export it again")
     if result.has("image_rotation") and result["image_rotation"].number():

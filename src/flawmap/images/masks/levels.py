@@ -46,7 +46,7 @@ class Found:
 
     called: str  # the file's words for the picture
     where: str  # for errors
-    size_hw: tuple[int, int]
+    size_hw: tuple[int, int]  # (0, 0) where the file does not say, which is only where there are no shapes
     draw: Callable[[], Iterable[Shape]]
 
 
