@@ -81,3 +81,31 @@ def test_a_camera_that_is_not_there_is_an_error_without_its_password() -> None:
     with pytest.raises(DataError, match="cannot be opened") as error:
         camera("rtsp://user:secret@127.0.0.1:1/stream")
     assert "secret" not in str(error.value)
+
+
+def test_a_replay_goes_on_behind_a_picture_and_has_nothing_to_set(folder: Path) -> None:
+    seen = camera(f"replay:{folder}")
+    seen.after("0.png")
+    assert [shot.name for shot in seen.grab(3)] == ["1.png", "2.png", "0.png"]
+    seen.after("no such.png")
+    assert seen.grab()[0].name == "0.png"
+    assert seen.adjust(4.0, None) == {"exposure": None, "gain": None}
+
+
+def test_a_film_goes_on_behind_a_frame_and_cannot_be_set(tmp_path: Path) -> None:
+    cv2 = pytest.importorskip("cv2")
+    path = tmp_path / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (32, 24))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no film")
+    for number in range(4):
+        writer.write(np.full((24, 32, 3), 50 * number, np.uint8))
+    writer.release()
+    seen = camera(f"video:{path}")
+    seen.after("frame-000002.png")
+    shot = seen.grab()[0]
+    assert shot.name == "frame-000003.png"
+    assert np.asarray(Image.open(io.BytesIO(shot.content))).mean() == pytest.approx(100, abs=3)
+    assert seen.adjust(None, None) == {"exposure": None, "gain": None}
+    with pytest.raises(UsageError, match="its exposure cannot be set"):
+        seen.adjust(4.0, None)

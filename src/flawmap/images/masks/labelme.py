@@ -109,4 +109,4 @@ def _inner(mask: Field, size_hw: tuple[int, int]) -> np.ndarray:
             f"is {values.shape[1]} x {values.shape[0]} pixels, its points span {size_hw[1]} x {size_hw[0]}; save the "
             "picture's file again"
         )
-    return values.any(axis=2)
+    return np.asarray(values.any(axis=2))
