@@ -47,6 +47,8 @@ gain = 1.5
 
 [[setup.view]]
 name = "dark"
+exposure = 200
+gain = 1
 """
 
 
@@ -99,6 +101,7 @@ def test_a_plan_is_read_into_its_shots_in_their_order(tmp_path: Path) -> None:
         ('name = "dark"', "", r"setup\[1\]\.view\[2\]\.name: missing; give a text"),
         ('name = "dark"', 'name = "dark"\nreference = "r.png"', r"view\[2\]\.reference: there is no file"),
         ("gain = 1.5", "gian = 1.5", r"setup\[1\]\.view\[1\]\.gian: unknown"),
+        ("exposure = 200\n", "", r"setup\[1\]\.view\[2\]\.exposure: missing; other views set it"),
         ("tries = 2", "tries = 1.5", r"checks\.tries: is 1\.5; give a whole number"),
         ("tries = 2", "saturation = 2", r"checks\.saturation: is 2; give a number from 0 to 1"),
         ("settle_s = 0.5", "settle_s = -1", r"setup\[1\]\.settle_s: is -1; give a number from 0 to 600"),
@@ -151,3 +154,9 @@ def test_a_fixed_camera_does_not_move_and_others_are_not_known() -> None:
         robot("none").move((0, 0, 0, 0, 0, 0), 1)
     with pytest.raises(UsageError, match="no robot 'ur5'; there are none, hand"):
         robot("ur5")
+
+
+def test_the_plan_of_the_page_can_be_taken(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/capture.md").read_text("utf-8")
+    plan = read_plan(_write(tmp_path, page.split("```toml\n")[1].split("```")[0]))
+    assert (len(plan.parts), plan.per_part, plan.camera) == (300, 6, "uvc:0")

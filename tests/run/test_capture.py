@@ -260,7 +260,7 @@ def test_a_sidecar_says_how_its_picture_was_taken(tmp_path: Path) -> None:
         deep = np.random.default_rng(number).integers(0, 4096, (20, 30)).astype(np.uint16)
         Image.fromarray(deep).save(source / f"{number}.tif")
     text = PLAN.format(parts=4, settle=0) + "exposure = 4.5\nlight = 'ring'\n[checks]\nwhite = 4095\nsaturation = 0.1\n"
-    text = text.replace('name = "ring"\n', 'name = "ring"\nlight = "ring"\n')
+    text = text.replace('name = "ring"\n', 'name = "ring"\nlight = "ring"\nexposure = 2\n')
     capture(_plan(tmp_path / "plan.toml", text), out, f"replay:{source}")
     facts = json.loads((out / "b-01/top_dark.json").read_text())
     [sample] = find(out / "b-01/top_dark.png")
@@ -293,14 +293,28 @@ def test_a_hand_is_told_what_to_do_and_only_what_changes(tmp_path: Path) -> None
     assert code == 0, more
     asked = [line.split("; then Enter ")[0] for line in said.splitlines() if "; then Enter " in line]
     assert asked[:3] == [
-        "put in part A; move to 10 20 30 0 0 0; light: ring",
+        "put in part A; setup top; move to 10 20 30 0 0 0; light: ring",
         "light: dark",
         "move to 15 20 30 0 0 0; light: ring",
     ]
-    assert "put in part B; move to 10 20 30 0 0 0; light: dark" in more
+    assert "put in part B; setup top; move to 10 20 30 0 0 0; light: dark; then" in more
     poses = [(facts["shift"], facts["pose"][0]) for facts in _taken(out)]
     assert poses == [(1, 10), (1, 10), (2, 15), (2, 15), (3, 20), (3, 20)] * 2
     assert [s.name for s in find(out)][:3] == ["A/top_dark_1.png", "A/top_dark_2.png", "A/top_dark_3.png"]
+
+
+def test_a_hand_is_told_of_setups_that_have_no_pose(tmp_path: Path) -> None:
+    text = 'robot = "hand"\n[parts]\nnames = ["A", "B"]\n[limits]\nworkspace = [[0, 9], [0, 9], [0, 9]]\nspeed = 1\n'
+    for name, pose in (("up", "pose = [1, 2, 3, 0, 0, 0]\n"), ("down", "")):
+        text += f'[[setup]]\nname = "{name}"\n{pose}settle_s = 0\n[[setup.view]]\nname = "plain"\n'
+    source, plan, out = _pictures(tmp_path / "seen", 4), _plan(tmp_path / "plan.toml", text), tmp_path / "out"
+    assert rehearse(plan, tmp_path / "dry")["seconds"] == round(4 * 0.3 + 4 * 10)
+    code, said = _by_hand(_words(plan, out, source), b"\n" * 4)
+    assert code == 0, said
+    asked = [line.split("; then Enter ")[0] for line in said.splitlines() if "; then Enter " in line]
+    up = "setup up; move to 1 2 3 0 0 0"
+    assert asked == [f"put in part A; {up}", "setup down", f"put in part B; {up}", "setup down"]
+    assert [facts["pose"] for facts in _taken(out)] == [[1, 2, 3, 0, 0, 0], None] * 2
 
 
 def test_a_hand_without_a_terminal_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -174,6 +174,7 @@ def _plan(text: str, values: Mapping[str, Any], folder: Path) -> Plan:
     plan = Plan(text, parts, setups, camera, robot, limits, checks)
     if robot == "none":
         _refuse_moved(setups)
+    _refuse_left_over(setups)
     if plan.per_part * len(parts) > MOST_SHOTS:
         raise UsageError(f"parts: {plan.per_part * len(parts)} pictures are planned, more than {MOST_SHOTS}")
     return plan
@@ -313,3 +314,12 @@ def _refuse_moved(setups: Sequence[Setup]) -> None:
         raise UsageError("robot: none moves nothing, so give one setup without pose; or take robot hand")
     if len({view.light for view in setups[0].views}) > 1:
         raise UsageError("setup[1].view: robot none switches no light, so name one in all views; or take robot hand")
+
+
+def _refuse_left_over(setups: Sequence[Setup]) -> None:
+    """A view that sets nothing would be taken with what the view before has set."""
+    views = [(f"setup[{i}].view[{j}]", view) for i, s in enumerate(setups, 1) for j, view in enumerate(s.views, 1)]
+    for key in ("exposure", "gain"):
+        missing = [where for where, view in views if getattr(view, key) is None]
+        if missing and len(missing) < len(views):
+            raise UsageError(f"{missing[0]}.{key}: missing; other views set it, so give it in all of them or in none")

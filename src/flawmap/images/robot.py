@@ -48,6 +48,10 @@ class Robot(Protocol):
         """This part is next."""
         ...
 
+    def setup(self, name: str) -> None:
+        """What follows is of this setup; where it has a pose, a move follows."""
+        ...
+
     def move(self, pose: Pose, speed: float) -> None:
         """UsageError before anything moves: outside the limits."""
         ...
@@ -76,6 +80,8 @@ class Fixed:
 
     def part(self, name: str) -> None: ...
 
+    def setup(self, name: str) -> None: ...
+
     def move(self, pose: Pose, speed: float) -> None:
         raise UsageError("robot none moves nothing; leave poses and shifts out of the plan, or take robot hand")
 
@@ -100,11 +106,17 @@ class Hand:
             raise UsageError("robot hand waits for Enter, and stdin is no terminal; start it in one, or take none")
         self._limits = limits
         self._pose: Pose | None = None
-        self._light = ""
+        self._setup = self._light = ""
         self._to_do: list[str] = []
 
     def part(self, name: str) -> None:
         self._to_do.append(f"put in part {name}")
+
+    def setup(self, name: str) -> None:
+        if name != self._setup:
+            self._to_do.append(f"setup {name}")
+            self._pose = None  # until it is asked for
+        self._setup = name
 
     def move(self, pose: Pose, speed: float) -> None:
         if self._limits is None:

@@ -10,7 +10,8 @@ from markupsafe import escape
 WIDE, HIGH, EDGE, LINE = 360, 300, 50, 18  # px: a view of the workspace, the space around, a line of text
 STYLE = (
     "text{font:12px sans-serif;fill:#222}.room{fill:#f6f6f4;stroke:#777}.way{fill:none;stroke:#999;"
-    "stroke-dasharray:4 3}.at{fill:#1b6ca8;stroke:#fff}.no{fill:#fff;font-size:9px;text-anchor:middle}.head{font-weight:bold}"
+    "stroke-dasharray:4 3}.at{fill:#1b6ca8;stroke:#fff}.no{fill:#fff;font-size:9px;text-anchor:middle}"
+    ".head{font-weight:bold}"
 )
 AXES = "xyz"
 

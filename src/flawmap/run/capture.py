@@ -183,10 +183,11 @@ class _Station:
         self._pixels = {facts["pixels_sha256"]: name for name, facts in done.items()}
 
     def go(self, shot: Shot, at: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Part, pose and light of a shot; what is so already is left so. Gives where it is now."""
+        """Part, setup, pose and light of a shot; what is so already is left so. Gives where it is now."""
         here = (shot.part, shot.setup.name, shot.shift)
         if here[:1] != at[:1]:
             self._robot.part(shot.part)
+        self._robot.setup(shot.setup.name)
         if here != at and shot.pose is not None:
             self._robot.move(shot.pose, shot.setup.speed)
         self._robot.light(shot.view.light)
@@ -260,11 +261,16 @@ def measured(pixels: np.ndarray, checks: Checks, view: View, levels: Mapping[Pat
 
 
 def _references(plan: Plan) -> dict[Path, Levels]:
-    """DataError: a reference cannot be read."""
+    """DataError: a reference cannot be read, or is brighter than white."""
     paths = {view.reference for setup in plan.setups for view in setup.views if view.reference is not None}
-    read = {path: np.asarray(read_pixels(path, MAX_MPX)) for path in sorted(paths)}
-    white = plan.checks.white
-    return {path: Levels(brightness(pixels, white), sharpness(pixels, white)) for path, pixels in read.items()}
+    levels, white = {}, plan.checks.white
+    for path in sorted(paths):
+        pixels = np.asarray(read_pixels(path, MAX_MPX))
+        try:
+            levels[path] = Levels(brightness(pixels, white), sharpness(pixels, white))
+        except DataError as error:
+            raise DataError(f"{path}: {error}, as checks.white") from error
+    return levels
 
 
 def _list(plan: Plan, out: Path, done: Iterable[str]) -> None:
@@ -335,16 +341,17 @@ def _stop(setup: Setup) -> Stop:
 def _estimate(plan: Plan) -> tuple[float, int]:
     """Seconds, and how often something is moved."""
     seconds, moves = 0.0, 0
-    at = part = light = None
+    at = before = None
     for shot in plan.shots():
-        asked = shot.part != part or shot.view.light != light or (shot.pose is not None and shot.pose != at)
+        here = (shot.part, shot.setup.name, shot.view.light)
+        asked = here != before or (shot.pose is not None and shot.pose != at)
         if shot.pose is not None and shot.pose != at:
             moves += 1
             seconds += (
                 0.0 if at is None else float(np.linalg.norm(np.subtract(shot.pose[:3], at[:3]))) / shot.setup.speed
             )
         seconds += SHOT_S + shot.setup.settle_s + (HAND_S if plan.robot == "hand" and asked else 0.0)
-        at, part, light = shot.pose or at, shot.part, shot.view.light
+        at, before = shot.pose or at, here
     return seconds, moves
 
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from flawmap.images.masks.fields import Field, once, read_json
-from flawmap.images.masks.levels import Found, Marked, Shape, on_picture
+from flawmap.images.masks.levels import Found, Marked, Shape
 from flawmap.images.masks.outline import filled, outline
-from flawmap.images.masks.runs import lengths, packed, unpacked, unrolled
+from flawmap.images.masks.runs import lengths_by_columns, packed, unpacked, unrolled_columns
 
 
 def write(pictures: Iterable[Marked], new: Path, home: Path, how: str) -> None:
@@ -47,7 +47,7 @@ def write(pictures: Iterable[Marked], new: Path, home: Path, how: str) -> None:
 def _segmentation(shape: Shape, size_hw: tuple[int, int], how: str) -> Any:
     if how == "polygon":
         return [[value for corner in polygon for value in corner] for polygon in outline(shape)]
-    runs = lengths(on_picture(shape, size_hw), "F")
+    runs = lengths_by_columns(shape.mask, shape.left, shape.top, size_hw)
     return {"size": list(size_hw), "counts": runs if how == "rle" else packed(runs)}
 
 
@@ -71,7 +71,7 @@ def read(path: Path) -> Iterator[Found]:
 
 
 def _drawing(marks: Sequence[Field], labels: dict[int, str], size_hw: tuple[int, int]) -> Any:
-    return lambda: [shape for mark in marks for shape in _shapes(mark, labels[mark["category_id"].whole()], size_hw)]
+    return lambda: (shape for mark in marks for shape in _shapes(mark, labels[mark["category_id"].whole()], size_hw))
 
 
 def _shapes(mark: Field, label: str, size_hw: tuple[int, int]) -> list[Shape]:
@@ -88,7 +88,8 @@ def _shapes(mark: Field, label: str, size_hw: tuple[int, int]) -> list[Shape]:
         runs = unpacked(counts.value, counts.where)
     else:
         runs = [each.whole() for each in counts.items()]
-    return [Shape(label, unrolled(runs, size_hw, counts.where, "F"))]
+    left, columns = unrolled_columns(runs, size_hw, counts.where)
+    return [Shape(label, columns, left)]
 
 
 def _corners(polygon: Field) -> np.ndarray:

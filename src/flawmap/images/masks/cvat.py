@@ -68,12 +68,12 @@ def read(path: Path) -> Iterator[Found]:
         yield Found(values.text("name"), where, size, _drawing(image, where, size))
 
 
-def _drawing(image: ElementTree.Element, where: str, size_hw: tuple[int, int]) -> Callable[[], list[Shape]]:
-    return lambda: [
+def _drawing(image: ElementTree.Element, where: str, size_hw: tuple[int, int]) -> Callable[[], Iterator[Shape]]:
+    return lambda: (
         _shape(each, f"{where}, {each.tag} {number}", size_hw)
         for number, each in enumerate(image)
         if each.tag not in NO_SHAPE
-    ]
+    )
 
 
 def _shape(element: ElementTree.Element, where: str, size_hw: tuple[int, int]) -> Shape:

@@ -76,7 +76,7 @@ def read(path: Path) -> Iterator[Found]:
 
 
 def _drawing(shapes: Field, size_hw: tuple[int, int]) -> Any:
-    return lambda: [_shape(shape, size_hw) for shape in shapes.items()]
+    return lambda: (_shape(shape, size_hw) for shape in shapes.items())
 
 
 def _shape(shape: Field, size_hw: tuple[int, int]) -> Shape:

@@ -81,8 +81,8 @@ def _skipped(annotation: Field) -> bool:
     return annotation["was_cancelled"].value is True
 
 
-def _drawing(results: list[Field], size_hw: tuple[int, int]) -> Callable[[], list[Shape]]:
-    return lambda: [_shape(each, size_hw) for each in results if each["type"].text() not in SAID]
+def _drawing(results: list[Field], size_hw: tuple[int, int]) -> Callable[[], Iterator[Shape]]:
+    return lambda: (_shape(each, size_hw) for each in results if each["type"].text() not in SAID)
 
 
 def _shape(result: Field, size_hw: tuple[int, int]) -> Shape:

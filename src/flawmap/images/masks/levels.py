@@ -109,11 +109,14 @@ def shapes_of(levels: np.ndarray, kind: str, apart: bool = True) -> tuple[Shape,
 def levels_of(shapes: Iterable[Shape], size_hw: tuple[int, int]) -> np.ndarray:
     """(H, W) uint8. Where a defect and what is ignored overlap, it is ignored; what lies outside is cut off."""
     levels = np.zeros(size_hw, np.uint8)
-    for shape in sorted(shapes, key=lambda shape: shape.label == IGNORED):
+    for shape in shapes:  # one at a time: a file can hold thousands
         top, left = max(shape.top, 0), max(shape.left, 0)
         inside = shape.mask[top - shape.top :, left - shape.left :]
         part = levels[top : top + inside.shape[0], left : left + inside.shape[1]]
-        part[inside[: part.shape[0], : part.shape[1]]] = IGNORE if shape.label == IGNORED else DEFECT
+        inside = inside[: part.shape[0], : part.shape[1]]
+        part[inside if shape.label == IGNORED else inside & (part != IGNORE)] = (
+            IGNORE if shape.label == IGNORED else DEFECT
+        )
     return levels
 
 

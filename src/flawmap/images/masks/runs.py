@@ -15,20 +15,55 @@ _SIZES = (3, 4, 8, 16)  # bits of a run's length in Label Studio's, as its own p
 _CHANNELS = 4  # Label Studio keeps RGBA, one value repeated
 
 
-def lengths(mask: np.ndarray, order: str = "C") -> list[int]:
-    flat = mask.ravel(order=order)  # type: ignore[call-overload]
+def lengths(mask: np.ndarray) -> list[int]:
+    """By rows."""
+    flat = mask.ravel()
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff(np.concatenate([[0], changes, [flat.size]])).tolist()
     return [0, *runs] if flat.size and flat[0] else runs
 
 
-def unrolled(runs: Sequence[int], size_hw: tuple[int, int], where: str, order: str = "C") -> np.ndarray:
-    """(H, W) bool. DataError: a negative run, or their sum is another number of pixels."""
+def unrolled(runs: Sequence[int], size_hw: tuple[int, int], where: str) -> np.ndarray:
+    """(H, W) bool, by rows. DataError: a negative run, or their sum is another number of pixels."""
+    _refuse_other(runs, size_hw, where)
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size_hw)
+
+
+def lengths_by_columns(mask: np.ndarray, left: int, top: int, size_hw: tuple[int, int]) -> list[int]:
+    """Of a picture in which `mask` lies at (left, top), without drawing the picture: there may be many such masks."""
     high, wide = size_hw
-    if min(runs, default=0) < 0 or sum(runs) != high * wide:
-        raise DataError(f"{where}: the runs are {sum(runs)} pixels long, the mask has {high * wide}; export it again")
-    flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
-    return flat.reshape((high, wide), order=order)  # type: ignore[call-overload]
+    edges = np.diff(np.pad(mask, ((1, 1), (0, 0))).astype(np.int8), axis=0)
+    (first, begin_rows), (last, end_rows) = np.nonzero(edges.T > 0), np.nonzero(edges.T < 0)
+    begins = ((left + first) * high + top + begin_rows).tolist()
+    ends = ((left + last) * high + top + end_rows).tolist()
+    runs, done = [], 0
+    for begin, end in zip(begins, ends, strict=True):
+        if begin == done and len(runs) > 1:  # the column before it ended marked
+            runs[-1] += end - begin
+        else:
+            runs += [begin - done, end - begin]
+        done = end
+    return [*runs, high * wide - done] if done < high * wide else runs
+
+
+def unrolled_columns(runs: Sequence[int], size_hw: tuple[int, int], where: str) -> tuple[int, np.ndarray]:
+    """The first column with a mark, and (H, w) bool from there to the last one. DataError as of `unrolled`."""
+    _refuse_other(runs, size_hw, where)
+    high = size_hw[0]
+    bounds = np.cumsum([0, *runs])  # what is marked lies from each odd one to the next
+    marked = np.flatnonzero(np.diff(bounds)[1::2]) * 2 + 1
+    if not marked.size:
+        return 0, np.zeros((high, 0), bool)
+    left, right = int(bounds[marked[0]]) // high, -(-int(bounds[marked[-1] + 1]) // high)
+    inner = np.diff(np.clip(bounds, left * high, right * high))
+    return left, np.repeat(np.arange(len(inner)) % 2 == 1, inner).reshape(right - left, high).T
+
+
+def _refuse_other(runs: Sequence[int], size_hw: tuple[int, int], where: str) -> None:
+    if min(runs, default=0) < 0 or sum(runs) != size_hw[0] * size_hw[1]:
+        raise DataError(
+            f"{where}: the runs are {sum(runs)} pixels long, the mask has {size_hw[0] * size_hw[1]}; export it again"
+        )
 
 
 def packed(runs: Sequence[int]) -> str:
