@@ -73,7 +73,9 @@ def test_every_certain_cell_can_be_drawn_and_none_more(kind: Literal["mono", "po
 
 
 @installed
-def test_the_package_itself_is_not_imported():
+def test_the_package_itself_is_not_imported(monkeypatch: pytest.MonkeyPatch):
+    for name in [name for name in sys.modules if name.split(".")[0] == "elpv_dataset"]:  # by another test
+        monkeypatch.delitem(sys.modules, name)
     elpv.samples(good=1, test_good=0, defective=0)
     assert "elpv_dataset" not in sys.modules
 

@@ -17,6 +17,7 @@ import time
 import xml.etree.ElementTree
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,9 @@ def test_stopped_in_order_the_folder_knows_the_parts_of_what_is_there(tmp_path: 
         _plan(tmp_path / "plan.toml", parts=20, settle=0.03),
         tmp_path / "out",
     )
-    process = subprocess.Popen(_words(plan, out, source), stderr=subprocess.PIPE, text=True)
+    # A shell's job in the background hears no Ctrl-C, and hands that on to what it starts; this one hears it.
+    words, heard = _words(plan, out, source), partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
     _wait(lambda: len(list(out.glob("*/*.json"))) >= 3, process)
     process.send_signal(how)
     _, said = process.communicate(timeout=60)
