@@ -63,7 +63,7 @@ def line(tmp_path: Path, recipes: Recipes) -> Iterator[Line]:
 def until() -> Callable[..., Any]:
     """Waits until something is so, and gives it back; fails after so many seconds."""
 
-    def wait(what: Callable[[], Any], seconds: float = 5.0) -> Any:
+    def wait(what: Callable[[], Any], seconds: float = 20.0) -> Any:
         end = time.monotonic() + seconds
         while not (found := what()):
             assert time.monotonic() < end, "never came"
