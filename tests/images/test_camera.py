@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,18 @@ def folder(tmp_path: Path) -> Path:
         Image.fromarray(np.full((8, 8), 50 * number, np.uint8)).save(tmp_path / f"{number}.png")
     (tmp_path / "notes.txt").write_text("no picture")
     return tmp_path
+
+
+def _film(folder: Path, frames: list[Any]) -> Path:
+    """Frames of one colour each: blue, green, red."""
+    cv2, path = pytest.importorskip("cv2"), folder / "clip.avi"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (32, 24))
+    if not writer.isOpened():
+        pytest.skip("this OpenCV writes no film")
+    for colour in frames:
+        writer.write(np.full((24, 32, 3), colour, np.uint8))
+    writer.release()
+    return path
 
 
 def test_a_folder_is_replayed_in_order_and_over_again(folder: Path) -> None:
@@ -49,14 +62,7 @@ def test_a_picture_that_went_between_two_looks_is_an_error_that_names_it(folder:
 
 
 def test_a_film_gives_its_frames_without_loss_until_it_ends(tmp_path: Path) -> None:
-    cv2 = pytest.importorskip("cv2")
-    path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (32, 24))
-    if not writer.isOpened():
-        pytest.skip("this OpenCV writes no film")
-    for number in range(3):
-        writer.write(np.full((24, 32, 3), (200, 100, 40 * number), np.uint8))  # blue, green, red
-    writer.release()
+    path = _film(tmp_path, [(200, 100, 40 * number) for number in range(3)])  # blue, green, red
     seen = camera(f"video:{path}")
     shots = seen.grab(3)
     assert [shot.name for shot in shots] == ["frame-000001.png", "frame-000002.png", "frame-000003.png"]
@@ -93,14 +99,7 @@ def test_a_replay_goes_on_behind_a_picture_and_has_nothing_to_set(folder: Path) 
 
 
 def test_a_film_goes_on_behind_a_frame_and_cannot_be_set(tmp_path: Path) -> None:
-    cv2 = pytest.importorskip("cv2")
-    path = tmp_path / "clip.avi"
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 10, (32, 24))
-    if not writer.isOpened():
-        pytest.skip("this OpenCV writes no film")
-    for number in range(4):
-        writer.write(np.full((24, 32, 3), 50 * number, np.uint8))
-    writer.release()
+    path = _film(tmp_path, [50 * number for number in range(4)])
     seen = camera(f"video:{path}")
     seen.after("frame-000002.png")
     shot = seen.grab()[0]

@@ -8,17 +8,15 @@ video:FILE     the frames of a film, to its end (extra `capture`)
 
 from __future__ import annotations
 
-import io
 import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from PIL import Image
-
 from flawmap.errors import DataError, MissingExtra, UsageError
 from flawmap.images.decode import SUFFIXES
+from flawmap.images.png import write_png
 
 STALE_S = 0.05  # a frame that was waited for no longer lay in the driver's buffer, and may be of the part before
 MANUAL = 1  # of CAP_PROP_AUTO_EXPOSURE, by Video4Linux
@@ -161,10 +159,8 @@ class Video:
         if not good or frame is None or not frame.size:
             self._release()
             raise DataError(f"{self.name}: gives no picture")
-        file = io.BytesIO()
-        Image.fromarray(frame[..., ::-1] if frame.ndim == 3 else frame).save(file, "PNG", compress_level=1)
         self._count += 1
-        return Shot(f"frame-{self._count:06}.png", file.getvalue())
+        return Shot(f"frame-{self._count:06}.png", write_png(frame[..., ::-1] if frame.ndim == 3 else frame))
 
     def _release(self) -> None:
         if self._capture is not None:

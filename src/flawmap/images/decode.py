@@ -120,6 +120,12 @@ def read_mask(source: Source | tuple[Source, ...], size_hw: tuple[int, int], of:
         if not source:
             raise DataError(f"{of}: its mask is of no files; give None where there is no mask")
         return np.logical_or.reduce([read_mask(each, size_hw, of) for each in source])
+    values = mask_values(source, size_hw, of)
+    return values > 0 if values.max() <= MOST_ID else values > np.iinfo(values.dtype).max // 2
+
+
+def mask_values(source: Source, size_hw: tuple[int, int], of: str) -> np.ndarray:
+    """(H, W) as the mask holds them, of several channels the largest. DataError: not as large as the picture."""
     if isinstance(source, np.ndarray) and source.dtype == bool:
         source = source.astype(np.uint8)
     values = np.asarray(read_pixels(source, max(MAX_MPX, size_hw[0] * size_hw[1] / 1e6)))
@@ -129,7 +135,7 @@ def read_mask(source: Source | tuple[Source, ...], size_hw: tuple[int, int], of:
             f"{label(source)}: the mask is {values.shape[1]} x {values.shape[0]} pixels, {of} is "
             f"{size_hw[1]} x {size_hw[0]}; give a mask of the picture's size"
         )
-    return values > 0 if values.max() <= MOST_ID else values > np.iinfo(values.dtype).max // 2
+    return values
 
 
 def white_level(peak: int) -> int:

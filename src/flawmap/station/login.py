@@ -7,8 +7,8 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from flawmap.station import pages
 from flawmap.station.access import COOKIE, SESSION_S, Access, session_of
-from flawmap.station.pages import _page
 
 MOST_BODY = 4096
 
@@ -17,7 +17,7 @@ def router(access: Access) -> APIRouter:
     routes = APIRouter(include_in_schema=False)
 
     def page(request: Request, wrong: str = "", status: int = 200) -> Response:
-        return _page(request, "login.html", wrong=wrong, needed=access.needed, status=status)
+        return pages.page(request, "login.html", wrong=wrong, needed=access.needed, status=status)
 
     @routes.get("/login")
     def show(request: Request) -> Response:

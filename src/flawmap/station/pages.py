@@ -7,7 +7,6 @@ page, the sliders, forms) is done by the small modules in web/. A page hides wha
 from __future__ import annotations
 
 import importlib.util
-import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import numpy as np
 
 from flawmap.errors import DataError, FlawmapError, MissingExtra, Unavailable
 from flawmap.images.decode import decode, size_of
+from flawmap.images.png import write_png
 from flawmap.report.heatmap import picture
 from flawmap.run.nearest import SIZES, Near, around, crop, nearest
 from flawmap.station.ledger import Row
@@ -67,10 +67,10 @@ class _Route(APIRoute):
             try:
                 return await inner(request)
             except FlawmapError as error:
-                return _page(request, "message.html", status=503, heading="The page cannot be shown", words=str(error))
+                return page(request, "message.html", status=503, heading="The page cannot be shown", words=str(error))
             except HTTPException as error:
                 words = str(error.detail)
-                return _page(request, "message.html", status=error.status_code, heading="Not here", words=words)
+                return page(request, "message.html", status=error.status_code, heading="Not here", words=words)
 
         return handler
 
@@ -92,7 +92,7 @@ def router(line: Line, *, good: Path | None = None) -> APIRouter:
 def _live(routes: APIRouter, line: Line) -> None:
     @routes.get("/", response_class=HTMLResponse)
     def live(request: Request) -> Response:
-        return _page(request, "live.html", line, most=STRIP)
+        return page(request, "live.html", line, most=STRIP)
 
     @routes.get("/live.json")
     def state(request: Request, n: int = STRIP) -> Response:
@@ -163,7 +163,7 @@ def _history(routes: APIRouter, line: Line) -> None:
         older = urlencode({**said, "before": rows[-1]["seq"]}) if more else ""
         about = line.ledger.about([row["seq"] for row in rows])
         facts = {"rows": rows, "about": about, "said": said, "older": older, "before": before, "shows": list(SHOW)}
-        return _page(request, "history.html", line, wrong=wrong, newest=urlencode(said), **facts)
+        return page(request, "history.html", line, wrong=wrong, newest=urlencode(said), **facts)
 
 
 def _part(routes: APIRouter, line: Line, good: Path | None) -> None:
@@ -192,7 +192,7 @@ def _part(routes: APIRouter, line: Line, good: Path | None) -> None:
         facts = {"row": row, "views": views, "decisions": line.ledger.about([seq]).get(seq, [])}
         facts |= {"older": _beside(line, seq, -1), "newer": _beside(line, seq, 1), "choices": DECISIONS}
         facts |= {"tells_near": _tells_near(_recipe_of(line, row)), "near": found, "near_view": near}
-        return _page(request, "part.html", line, **facts)
+        return page(request, "part.html", line, **facts)
 
     @routes.get("/parts/{seq}/nearest/{view}/{which}.png")
     def patch(request: Request, seq: int, view: int, which: str) -> Response:
@@ -208,7 +208,7 @@ def _threshold(routes: APIRouter, line: Line) -> None:
     def threshold(request: Request) -> Response:
         recipe = line.recipes.active
         proposal = propose(line.ledger, recipe, line.recipes.paths[recipe.name])
-        return _page(request, "threshold.html", line, proposal=proposal, calibration=recipe.model.calibration)
+        return page(request, "threshold.html", line, proposal=proposal, calibration=recipe.model.calibration)
 
     @routes.get("/threshold.json")
     def what_if(request: Request) -> Response:
@@ -252,11 +252,11 @@ def _others(routes: APIRouter, line: Line) -> None:
         events = line.ledger.rows(kinds=("event",), limit=EVENTS)
         challenged = next((row for row in events if row["code"] in ("PASSED", "FAILED")), None)
         facts = {"previous": line.recipes.previous, "challenged": challenged}
-        return _page(request, "recipes.html", line, recipes=found, **facts)
+        return page(request, "recipes.html", line, recipes=found, **facts)
 
     @routes.get("/docs", response_class=HTMLResponse)
     def docs(request: Request) -> Response:
-        return _page(request, "docs.html", line, api=request.app.openapi(), type_of=_type)
+        return page(request, "docs.html", line, api=request.app.openapi(), type_of=_type)
 
     @routes.get("/static/{name}")
     def static(request: Request, name: str) -> Response:
@@ -267,7 +267,7 @@ def _others(routes: APIRouter, line: Line) -> None:
         return Response(file.read_bytes(), media_type=TYPES[suffix], headers={"Cache-Control": "no-cache"})
 
 
-def _page(request: Request, name: str, line: Line | None = None, *, status: int = 200, **facts: Any) -> HTMLResponse:
+def page(request: Request, name: str, line: Line | None = None, *, status: int = 200, **facts: Any) -> HTMLResponse:
     role = getattr(request.state, "role", "view")
     rank = ROLES.index(role) if role in ROLES else 0
     known = {
@@ -343,15 +343,8 @@ def _nearest(line: Line, row: Row, view: int, good: Path | None) -> tuple[Near, 
     if found is None:
         return None
     patch = crop(good, found) if good else None
-    return found, _png(around(decode(content), found.at)), None if patch is None else _png(patch)
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(picture(pixels)).save(file, "PNG")
-    return file.getvalue()
+    seen = write_png(picture(around(decode(content), found.at)))
+    return found, seen, None if patch is None else write_png(picture(patch))
 
 
 def _utc(text: str) -> str:

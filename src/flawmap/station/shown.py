@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from PIL import Image
 
 from flawmap.errors import DataError
 from flawmap.images.decode import decode
+from flawmap.images.png import write_png
 from flawmap.report import heatmap
 from flawmap.run.model import enlarge
 from flawmap.run.show import scale
@@ -41,7 +41,7 @@ def shown(line: Line, row: Row, number: int, what: str) -> tuple[bytes, str]:
     pixels = decode(content)
     map = enlarge(found.map.astype(np.float32), (pixels.shape[0], pixels.shape[1]))
     drawn = heatmap.overlay(pixels, map, scale(line.recipes.get(row["recipe"]).model))
-    return _png(drawn), "image/png"
+    return write_png(drawn), "image/png"
 
 
 def _picture(content: bytes) -> tuple[bytes, str]:
@@ -51,15 +51,9 @@ def _picture(content: bytes) -> tuple[bytes, str]:
     if content.startswith(b"\xff\xd8\xff"):
         return content, "image/jpeg"
     try:
-        return _png(heatmap.picture(decode(content))), "image/png"
+        return write_png(heatmap.picture(decode(content))), "image/png"
     except DataError as error:
         raise Gone(f"it is no picture: {error}") from error
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return file.getvalue()
 
 
 def _npy(map: np.ndarray) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from flawmap.errors import DataError
-from flawmap.images.decode import MAX_MPX, MOST_ID, Source, label, read_pixels
+from flawmap.images.decode import MOST_ID, Source, mask_values
 
 IGNORE, DEFECT = 128, 255
 IGNORED = "ignore"  # the label of what is ignored
@@ -61,15 +61,7 @@ def read_levels(source: Source | tuple[Source, ...], size_hw: tuple[int, int], o
         both = [read_levels(each, size_hw, of) for each in source]
         levels = np.maximum.reduce([levels for levels, _ in both])
         return levels, any(cut for _, cut in both)
-    if isinstance(source, np.ndarray) and source.dtype == bool:
-        source = source.astype(np.uint8)
-    values = np.asarray(read_pixels(source, max(MAX_MPX, size_hw[0] * size_hw[1] / 1e6)))
-    values = values if values.ndim == 2 else values.max(axis=2)
-    if values.shape != tuple(size_hw):
-        raise DataError(
-            f"{label(source)}: the mask is {values.shape[1]} x {values.shape[0]} pixels, {of} is "
-            f"{size_hw[1]} x {size_hw[0]}; give a mask of the picture's size"
-        )
+    values = mask_values(source, size_hw, of)
     if values.max() <= MOST_ID:
         return np.where(values > 0, DEFECT, 0).astype(np.uint8), False
     pure = values.dtype == np.uint8 and bool(np.isin(values, (0, IGNORE, DEFECT)).all())
