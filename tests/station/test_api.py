@@ -55,7 +55,7 @@ def test_files_of_a_form_are_views(service: Any, pictures: Pictures) -> None:
     assert (said["verdict"], said["views"][0]["name"]) == ("OK", "a.png")
     twice = service.ask("POST", "/v1/inspect", files=files * 2)
     assert (twice.status_code, twice.json()["error"]["code"]) == (400, "USAGE")
-    assert "judges parts of 1 views, this one has 2" in twice.json()["error"]["message"]
+    assert "judges parts of 1 view, this one has 2" in twice.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from flawmap.station.recent import Recent, Shown, thinned
 from flawmap.station.recipes import Recipe, Recipes
 from flawmap.types import Verdict
 from flawmap.verdict.drift import Martingale
+from flawmap.verdict.parts import said_views
 
 __all__ = ["DECISIONS", "MOST_TEXT", "Line", "Picture"]
 CODES = {DataError: "DATA", CalibrationError: "CALIBRATION", BundleError: "BUNDLE", Unavailable: "TIMEOUT"}
@@ -113,8 +114,8 @@ class Line:
                 return job.answer
         least, most = found.views
         if not least <= len(views) <= most:
-            asked = f"{least}" if least == most else f"{least} to {most}"
-            raise UsageError(f"recipe {found.name!r} judges parts of {asked} views, this one has {len(views)}")
+            asked = said_views(found.views)
+            raise UsageError(f"recipe {found.name!r} judges parts of {asked}, this one has {len(views)}")
         if job.bytes > self.most_bytes:
             raise UsageError(f"the part has {job.bytes} bytes, more than the {self.most_bytes} that may wait")
         return self._accepted(job, recipe)
