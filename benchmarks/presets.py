@@ -41,8 +41,8 @@ from flawmap.detectors.base import FrozenDetector
 from flawmap.images.datasets import dataset
 from flawmap.images.decode import read_mask
 from flawmap.images.intake import Intake
+from flawmap.images.tiles import enlarge
 from flawmap.run.benchmark import read
-from flawmap.run.model import enlarge
 from flawmap.run.table import made
 from flawmap.types import Batch, Sample
 from flawmap.verdict.metrics import auroc

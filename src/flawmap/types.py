@@ -1,7 +1,7 @@
 """All that crosses a layer. Five nouns, one meaning each: image, mask, map, score, verdict.
 
 image    (H, W, 3) uint8 or uint16 as decoded; (3, H, W) float32 in [0, 1] as a detector takes it
-mask     (H, W) bool: where a person says the defect is
+mask     (H, W) bool: where a person says the defect is; beside it, where there are any, the pixels to ignore
 map      (H, W) float32: how strange each pixel is; higher is stranger, never rescaled
 score    float: how strange the picture is; higher is stranger, never rescaled
 verdict  OK, NOK or REVIEW (a person looks): a score held against calibrated thresholds
@@ -9,6 +9,7 @@ verdict  OK, NOK or REVIEW (a person looks): a score held against calibrated thr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -28,7 +29,7 @@ class Sample:
     part: str  # the thing shown: several views of it share this
     split: Literal["train", "test"] = "train"
     kind: str | None = GOOD  # "good", the kind of defect, or None when unknown
-    # (H, W), non-zero or > 127 is defect; of a tuple the union is the mask; None: no mask given
+    # (H, W), read by images/masks/levels.py; of a tuple the union is the mask; None: no mask given
     mask: Path | np.ndarray | tuple[Path | np.ndarray, ...] | None = None
 
     @property
@@ -83,7 +84,7 @@ class Inspection:
     part: str
     score: float  # the largest over the views
     scores: tuple[float, ...]  # one a view
-    maps: tuple[np.ndarray, ...] = field(repr=False)  # one (H, W) float32 a view, in the size of the picture as given
+    maps: Sequence[np.ndarray] = field(repr=False)  # one (H, W) float32 a view, in the size of the picture as given
     regions: tuple[tuple[Region, ...], ...]  # one tuple a view; empty tuples without a calibration
     verdict: Verdict | None  # None only when the model is not calibrated
     p_value: float | None

@@ -198,7 +198,7 @@ def test_memory_stays_flat(count: int, tmp_path: Path, recipes: Recipes, monkeyp
             high.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     assert len(line.recent._parts) <= 60
     shown = [view for views in line.recent._parts.values() for view in views]
-    assert line.recent._bytes == sum(len(v.content) + (0 if v.map is None else v.map.nbytes) for v in shown)
+    assert line.recent._bytes == sum(len(v.content) + (v.looked.map.nbytes if v.looked else 0) for v in shown)
     assert len(line.times_ms) <= 1000
     assert line._asked == {}
     assert line.drift is None or len(line.drift.scores) <= 100

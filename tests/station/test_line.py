@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flawmap.errors import Unavailable, UsageError
@@ -55,6 +56,8 @@ def test_a_verdict_is_that_of_the_model_and_its_row_the_one_in_the_ledger(line: 
         shown = line.recent.get(row["seq"], 0)
         assert shown is not None
         assert shown.content == picture.content
+        assert shown.map is not None
+        assert np.array_equal(shown.map, found.map)
     assert sum(line.counts.values()) == len(files)
     assert line.ledger.verify()[1] == []
 
@@ -281,7 +284,7 @@ def test_a_verdict_that_cannot_stand_in_a_row_is_an_error_and_costs_no_other_par
 def test_a_map_that_cannot_be_shown_keeps_no_answer(
     line: Line, pictures: dict[str, Picture], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flawmap.station.line.thinned", lambda map: map["no such thing"])
+    monkeypatch.setattr("flawmap.station.line.Shown", lambda *seen: seen["no such thing"])
     rows = [line.inspect(f"p{n}", [pictures["good"]]) for n in range(3)]
     assert {row["verdict"] for row in rows} == {"OK"}
 

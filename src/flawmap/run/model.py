@@ -10,17 +10,19 @@ import numpy as np
 
 from flawmap.errors import BundleError, CalibrationError, GateError, UsageError
 from flawmap.images.intake import Intake, View
-from flawmap.images.tiles import enlarge
 from flawmap.run.bundle import Bundle, read
 from flawmap.run.engine import TOLERANCE, Engine, OnnxEngine, OpenVinoEngine, TorchEngine
 from flawmap.run.export import LEAST_SCALE, flipped, judged_alone
-from flawmap.run.look import Looked, look
+from flawmap.run.look import Looked, Maps, look, over
 from flawmap.types import Inspection, Region, Verdict
 from flawmap.verdict.calibration import Calibration
 from flawmap.verdict.regions import regions
 
 if TYPE_CHECKING:
     from flawmap.images.decode import Source
+
+
+ROUNDING = 1e-6  # of a value: bilinear weights add up to 1, but for the last bits
 
 
 class Model:
@@ -96,15 +98,13 @@ class Model:
             raise UsageError("a part without a picture cannot be judged")
         if names is None:
             names = [str(v) if isinstance(v, (str, Path)) else f"view {i}" for i, v in enumerate(views)]
-        scores, maps = zip(*(self.predict(view) for view in views), strict=True)
-        for name, score, map in zip(names, scores, maps, strict=True):
-            if not (np.isfinite(score) and np.isfinite(map).all()):
+        looked = [self.look(view) for view in views]
+        for name, view in zip(names, looked, strict=True):
+            if not (np.isfinite(view.score) and np.isfinite(view.map).all()):
                 raise CalibrationError(f"{name}: the score or the map is not a number, so no verdict can be given")
+        scores = tuple(view.score for view in looked)
+        maps = Maps(self.intake, looked)
         calibration = self.calibration
-        found: list[tuple[Region, ...]] = [()] * len(views)
-        if calibration:
-            marked = (calibration.map_threshold, calibration.min_area_px, calibration.pitch_mm)
-            found = [regions(map, *marked) for map in maps]
         score, verdict, p_value = self.judge(scores)
         return Inspection(
             names=tuple(names),
@@ -112,11 +112,21 @@ class Model:
             score=score,
             scores=scores,
             maps=maps,
-            regions=tuple(found),
+            regions=tuple(self._regions(view, maps, place) for place, view in enumerate(looked)),
             verdict=verdict,
             p_value=p_value,
             threshold=calibration.threshold if calibration else None,
         )
+
+    def _regions(self, view: Looked, maps: Maps, place: int) -> tuple[Region, ...]:
+        """None without a calibration, nor where all of the map is below, which no enlarging brings above."""
+        calibration = self.calibration
+        if calibration is None:
+            return ()
+        threshold = calibration.map_threshold
+        if view.map.max() < threshold - ROUNDING * abs(threshold):
+            return ()
+        return regions(maps[place], threshold, calibration.min_area_px, calibration.pitch_mm)
 
     def judge(self, scores: Sequence[float]) -> tuple[float, Verdict | None, float | None]:
         """Score, verdict and p-value of a part by the scores of its views; no verdict without a calibration.
@@ -146,14 +156,7 @@ class Model:
 
     def over(self, map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """The network's map over the whole picture. What was cut off or hidden has the map's least value."""
-        left, top, right, bottom = self.intake.seen(size)
-        seen = enlarge(map, (bottom - top, right - left))
-        if seen.shape != size:
-            whole = np.full(size, map.min(), np.float32)
-            whole[top:bottom, left:right] = seen
-            seen = whole
-        hidden = self.intake.hidden(size)
-        return seen if hidden is None else np.where(hidden, map.min(), seen)
+        return over(self.intake, map, size)
 
     def save(self, path: str | Path) -> Path:
         """Writes the bundle, whole or not at all."""

@@ -16,12 +16,13 @@ from contextlib import suppress
 from typing import Any
 
 from flawmap.errors import BundleError, CalibrationError, DataError, FlawmapError, LedgerError, Unavailable, UsageError
+from flawmap.run.look import Maps
 from flawmap.station.clock import Clock, behind
 from flawmap.station.drifts import Drifts
 from flawmap.station.keep import Keep
 from flawmap.station.ledger import KINDS, Ledger, Row, now
 from flawmap.station.part import MOST_TEXT, Job, Picture
-from flawmap.station.recent import Recent, Shown, thinned
+from flawmap.station.recent import Recent, Shown, light
 from flawmap.station.recipes import Recipe, Recipes
 from flawmap.types import Verdict
 from flawmap.verdict.drift import Martingale
@@ -351,8 +352,10 @@ class Line:
     def _shown(self, job: Job, row: Row) -> None:
         if not job.challenge:
             self._count(job, row)
-        maps = job.found.maps if job.found else [None] * len(job.views)
-        shown = (Shown(v.content, None if m is None else thinned(m)) for v, m in zip(job.views, maps, strict=True))
+        maps = job.found.maps if job.found else None
+        looked = maps.views if isinstance(maps, Maps) else [None] * len(job.views)
+        intake = job.recipe.model.intake
+        shown = (Shown(view.content, light(seen), intake) for view, seen in zip(job.views, looked, strict=True))
         self.recent.add(row["seq"], tuple(shown))
         self._tell("part", row)
 

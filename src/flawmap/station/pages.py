@@ -319,7 +319,7 @@ def _view(line: Line, row: Row, number: int) -> dict[str, Any]:
         except DataError:
             content = None
     shown = line.recent.get(row["seq"], number)
-    mapped = content is not None and shown is not None and shown.map is not None
+    mapped = content is not None and shown is not None and shown.looked is not None
     seen = {"there": content is not None, "mapped": mapped, "size": size}
     return {"score": None, "regions": [], **row["views"][number], **seen}
 

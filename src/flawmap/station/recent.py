@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flawmap.images.intake import Intake
+from flawmap.run.look import Looked, over
+
 MOST_PARTS = 60
 MOST_BYTES = 96_000_000  # of pictures and maps together
 MAP_SIDE = 512
@@ -15,10 +18,16 @@ MAP_SIDE = 512
 
 @dataclass(frozen=True)
 class Shown:
-    """One view: the file as it came, and its map, thinned to at most 512 px, float16."""
+    """One view: the file as it came, and what the network saw in it, through which intake. None: it was not judged."""
 
     content: bytes
-    map: np.ndarray | None
+    looked: Looked | None
+    intake: Intake
+
+    @property
+    def map(self) -> np.ndarray | None:
+        """(H, W) float32, in the size of the picture. Not kept: it is ten times what the network gives."""
+        return None if self.looked is None else over(self.intake, self.looked.map, self.looked.size)
 
 
 class Recent:
@@ -43,6 +52,13 @@ class Recent:
         return views[view] if 0 <= view < len(views) else None
 
 
+def light(looked: Looked | None) -> Looked | None:
+    """As it is kept: a map of tiles can be as large as the picture, and is thinned."""
+    if looked is None or max(looked.map.shape) <= MAP_SIDE:
+        return looked
+    return looked._replace(map=thinned(looked.map).astype(np.float32))
+
+
 def thinned(map: np.ndarray) -> np.ndarray:
     """(H, W) -> at most 512 px a side, float16: of every block its largest value, so that a small defect stays."""
     step = -(-max(map.shape) // MAP_SIDE)
@@ -52,4 +68,4 @@ def thinned(map: np.ndarray) -> np.ndarray:
 
 
 def _size(views: tuple[Shown, ...]) -> int:
-    return sum(len(view.content) + (view.map.nbytes if view.map is not None else 0) for view in views)
+    return sum(len(view.content) + (view.looked.map.nbytes if view.looked else 0) for view in views)

@@ -10,10 +10,10 @@ from flawmap.errors import DataError
 from flawmap.images.decode import decode
 from flawmap.images.png import write_png
 from flawmap.report import heatmap
-from flawmap.run.model import enlarge
 from flawmap.run.show import scale
 from flawmap.station.ledger import Row
 from flawmap.station.line import Line
+from flawmap.station.recent import thinned
 
 MEDIA = ("image/png", "image/jpeg", "application/octet-stream")
 
@@ -28,18 +28,14 @@ def shown(line: Line, row: Row, number: int, what: str) -> tuple[bytes, str]:
         raise Gone(f"row {row['seq']} has {len(row['views'])} views")
     view, found = row["views"][number], line.recent.get(row["seq"], number)
     content = found.content if found else line.keep.read(view["path"]) if line.keep and view["path"] else None
-    if content is None or (what != "picture" and (found is None or found.map is None)):
+    if content is not None and what == "picture":
+        return _picture(content)
+    map = found.map if found else None
+    if content is None or map is None:
         raise Gone(f"the {what} of row {row['seq']} is not there any more")
     if what == "map":
-        assert found
-        assert found.map is not None
-        return _npy(found.map), "application/octet-stream"
-    if what == "picture":
-        return _picture(content)
-    assert found
-    assert found.map is not None
+        return _npy(thinned(map)), "application/octet-stream"
     pixels = decode(content)
-    map = enlarge(found.map.astype(np.float32), (pixels.shape[0], pixels.shape[1]))
     drawn = heatmap.overlay(pixels, map, scale(line.recipes.get(row["recipe"]).model))
     return write_png(drawn), "image/png"
 
