@@ -29,12 +29,11 @@ class Reservoir:
         place_B = torch.arange(self.seen, self.seen + len(block_BD))
         drawn_B = (torch.rand(len(block_BD), generator=self._generator, dtype=torch.float64) * (place_B + 1)).long()
         slot_B = torch.where(place_B < self.most, place_B, drawn_B)
-        row_B = (slot_B < self.most).nonzero()[:, 0]
         # Two rows of one block can draw the same slot; the later one must win, which index assignment does not promise.
-        winner = dict(zip(slot_B[row_B].tolist(), row_B.tolist(), strict=True))
-        slot, row = torch.tensor(list(winner.keys())), torch.tensor(list(winner.values()))
-        if len(winner):
-            self.rows_ND[slot] = block_BD[row]
+        row_B = slot_B.argsort(stable=True)
+        slot_B = slot_B[row_B]
+        wins_B = (slot_B < self.most) & (slot_B != torch.cat([slot_B[1:], slot_B.new_tensor([-1])]))
+        self.rows_ND[slot_B[wins_B]] = block_BD[row_B[wins_B]]
         self.seen += len(block_BD)
 
     def rows(self) -> Tensor:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from flawmap.run.ahead import ahead
 from flawmap.types import Batch
 
 FLUSH = 32  # pictures between two marks of progress
@@ -35,8 +36,9 @@ class FeatureStore:
 
     def fill(self, image_of: Callable[[int], np.ndarray], features: Callable, tick: Callable[[int], None]) -> None:
         """Computes what is missing. `image_of(i)` is (3, H, W); `tick(i)` is told of every picture."""
-        for i in range(self.done, self.pictures):
-            for stage, feat in zip(self.stages, features(image_of(i)[None]), strict=True):
+        rows = range(self.done, self.pictures)
+        for i, image in zip(rows, ahead(image_of, rows), strict=True):
+            for stage, feat in zip(self.stages, features(image[None]), strict=True):
                 stage[i] = feat[0]
             tick(i + 1)
             if (i + 1) % FLUSH == 0 or i + 1 == self.pictures:
