@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -14,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
@@ -93,6 +94,44 @@ def test_a_station_stopped_with_parts_inside_answers_and_writes_them_all(
     assert ledger.verify(heads) == (9, [])
     assert [row["code"] for row in ledger.rows(kinds=("event",))] == ["STOP", "START"]
     assert {row["station"] for row in ledger.rows()} == {"s7"}
+    ledger.close()
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(12, marks=pytest.mark.slow)])
+def test_a_station_killed_at_any_moment_has_every_answer_in_its_ledger_once(
+    kills: int, flaw: Path, tmp_path: Path, pictures: Pictures
+) -> None:
+    """Clients ask again, by the same id, what was not answered, as a line would."""
+    answered: dict[str, tuple[int, str]] = {}  # id -> row and hash
+    random_ = random.Random(kills)
+
+    def client(url: str, n: int) -> None:
+        with httpx.Client(base_url=url, timeout=30, trust_env=False) as line, suppress(httpx.TransportError):
+            for id in (f"{n}-{number}" for number in range(40 * kills)):
+                if id not in answered:
+                    said = line.post(f"/v1/inspect?part={id}&id={id}", content=pictures["bad"].content).json()
+                    answered[id] = (said["seq"], said["hash"])
+
+    for _ in range(kills):
+        with _running(flaw, tmp_path) as (process, url), ThreadPoolExecutor(4) as pool:
+            running = [pool.submit(client, url, n) for n in range(4)]
+            time.sleep(random_.uniform(0.05, 0.8))
+            process.kill()
+            process.wait()
+        for one in running:
+            one.result()
+    with _running(flaw, tmp_path) as (process, url):
+        before = len(answered)
+        client(url, 0)
+        assert len(answered) > before  # it was killed before all were judged
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    ledger = Ledger(tmp_path / "line.db")
+    assert ledger.verify(dict(answered.values()))[1] == []
+    rows = [row for row in ledger.all() if row["kind"] == "verdict"]
+    asked = [row["request"] for row in rows]
+    assert len(set(asked)) == len(asked) >= len(answered)  # a row may be written whose answer was never heard
+    assert {row["part"] for row in rows} == set(asked)
     ledger.close()
 
 
