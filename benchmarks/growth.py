@@ -135,7 +135,7 @@ def page(found: Sequence[dict[str, Any]]) -> list[str]:
         "",
         "![Time, memory and bundle size against pictures and patches](growth.svg)",
         "",
-        "| | | fit, s | peak MB | a picture, ms | bundle, MB |",
+        "| | | fit, CPU s | peak MB | a picture, CPU ms | bundle, MB |",
         "|---|---|---|---|---|---|",
     ]
     for name, line in lines.items():
