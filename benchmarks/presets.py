@@ -39,8 +39,8 @@ from torch import Tensor
 from flawmap.detectors import create, detector_class
 from flawmap.detectors.base import FrozenDetector
 from flawmap.images.datasets import dataset
-from flawmap.images.decode import read_mask
 from flawmap.images.intake import Intake
+from flawmap.images.masks.levels import read_mask
 from flawmap.images.tiles import enlarge
 from flawmap.run.benchmark import read
 from flawmap.run.table import made
@@ -119,8 +119,8 @@ def _figures(detector: FrozenDetector, held: dict[int, Tensor], test: list[Sampl
         scores.append(float(found.score[0]))
         if masked:
             size = intake(sample.source)[1]
-            truth = np.zeros(size, bool) if sample.mask is None else read_mask(sample.mask, size)
-            pixels.add(enlarge(found.map[0].numpy(), size), truth, good=sample.good)
+            truth, ignored = (np.zeros(size, bool), None) if sample.mask is None else read_mask(sample.mask, size)
+            pixels.add(enlarge(found.map[0].numpy(), size), truth, good=sample.good, ignored=ignored)
     result = pixels.result() if masked else {}
     result = {**result, "i_auroc": auroc(np.array(scores), np.array([not s.good for s in test]))}
     return {key: result.get(key) for key in METRICS}

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 import flawmap
-from flawmap.images.decode import decode, read_mask
+from flawmap.images.decode import decode
 from flawmap.images.folder import find
+from flawmap.images.masks.levels import read_mask
 from flawmap.images.woven import KINDS
 from flawmap.report.heatmap import outlined, overlay
 from flawmap.run.show import scale
@@ -37,7 +38,7 @@ def main(demo: str, out: str) -> None:
     for number, (kind, sample, found) in enumerate(columns):
         left = GAP + number * (SIDE + GAP)
         image = decode(sample.source)
-        shown = image if sample.mask is None else outlined(image, read_mask(sample.mask, image.shape[:2]))
+        shown = image if sample.mask is None else outlined(image, *read_mask(sample.mask, image.shape[:2]))
         for row, pane in enumerate((shown, overlay(image, found.map, scale(model)))):
             small = Image.fromarray(np.asarray(pane)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
             sheet.paste(small, (left, GAP + row * (SIDE + GAP)))

@@ -108,7 +108,7 @@ def judge(job: dict[str, Any]) -> dict[str, Any]:
     import numpy as np
     from PIL import Image
 
-    from flawmap.images.decode import read_mask
+    from flawmap.images.masks.levels import read_mask
     from flawmap.images.tiles import enlarge
     from flawmap.verdict.metrics import auroc
     from flawmap.verdict.pixels import PixelMetrics
@@ -117,8 +117,8 @@ def judge(job: dict[str, Any]) -> dict[str, Any]:
     for entry, map in zip(job["test"], maps, strict=True):
         with Image.open(entry["image"]) as picture:
             size = (picture.height, picture.width)
-        mask = read_mask(entry["mask"], size, entry["image"]) if entry["mask"] else None
-        pixels.add(enlarge(map, size), mask, good=entry["good"])
+        mask, ignored = read_mask(entry["mask"], size, entry["image"]) if entry["mask"] else (None, None)
+        pixels.add(enlarge(map, size), mask, good=entry["good"], ignored=ignored)
     found = pixels.result()
     image = auroc(job["scores"], [not entry["good"] for entry in job["test"]])
     return {"i_auroc": image, **{key: found[key] for key in ("p_auroc", "p_ap", "pro")}}

@@ -8,8 +8,8 @@ from PIL import Image
 
 from flawmap.errors import DataError
 from flawmap.images.dagm import is_class, samples
-from flawmap.images.decode import read_mask
 from flawmap.images.folder import find, strays
+from flawmap.images.masks.levels import read_mask
 from flawmap.types import Sample
 
 TRAIN = "1\n3\t0\t0003.PNG\t0\t0\n4\t1\t0004.PNG\t0\t0004_label.PNG\n10\t0\t0010.PNG\t0\t0\n"
@@ -49,7 +49,7 @@ def test_good_ones_of_train_are_trained_on_and_all_of_test_is_tested(tmp_path):
     assert facts(found) == expected(root)
     assert all(sample.part == sample.name and sample.source == root / sample.name for sample in found)
     assert found[1].mask is not None
-    assert read_mask(found[1].mask, (4, 6)).sum() == 6
+    assert read_mask(found[1].mask, (4, 6)).defect.sum() == 6
 
 
 def test_a_class_is_found_like_any_other_folder(tmp_path):

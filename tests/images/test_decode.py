@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from flawmap.errors import DataError, UsageError
-from flawmap.images.decode import WHITES, decode, probe, read_mask, white_level
+from flawmap.images.decode import WHITES, decode, probe, white_level
 from flawmap.images.intake import Intake
+from flawmap.images.masks.levels import read_mask
 
 rng = np.random.default_rng(0)
 GREY_8 = rng.integers(0, 256, (5, 7), dtype=np.uint8)
@@ -476,22 +477,22 @@ def test_an_intake_goes_through_json_and_back():
 
 def test_a_mask_is_defect_above_127_or_non_zero_where_nothing_exceeds_15():
     values = np.array([[0, 1, 127], [128, 255, 3]], np.uint8)
-    np.testing.assert_array_equal(read_mask(write(values, "PNG"), (2, 3)), values > 127)
+    np.testing.assert_array_equal(read_mask(write(values, "PNG"), (2, 3)).defect, values > 127)
     ones = np.array([[0, 1, 1], [0, 0, 1]], np.uint8)
     for source in (ones, ones.astype(bool), write(ones, "PNG"), ones.astype(np.uint16)):
-        mask = read_mask(source, (2, 3))
+        mask = read_mask(source, (2, 3)).defect
         assert mask.dtype == bool
         np.testing.assert_array_equal(mask, ones == 1)
     for ids in (np.array([[0, 2, 9], [0, 0, 15]], dtype) for dtype in (np.uint8, np.uint16)):
-        np.testing.assert_array_equal(read_mask(write(ids, "PNG"), (2, 3)), ids > 0)
-    assert not read_mask(np.array([[0, 2, 9], [0, 0, 16]], np.uint8), (2, 3)).any()
-    assert not read_mask(np.zeros((2, 3), np.uint8), (2, 3)).any()
+        np.testing.assert_array_equal(read_mask(write(ids, "PNG"), (2, 3)).defect, ids > 0)
+    assert not read_mask(np.array([[0, 2, 9], [0, 0, 16]], np.uint8), (2, 3)).defect.any()
+    assert not read_mask(np.zeros((2, 3), np.uint8), (2, 3)).defect.any()
 
 
 def test_a_red_mask_counts_though_its_grey_value_is_low():
     red = np.zeros((2, 3, 3), np.uint8)
     red[0, 0, 0] = 255
-    assert read_mask(write(red, "PNG"), (2, 3)).sum() == 1
+    assert read_mask(write(red, "PNG"), (2, 3)).defect.sum() == 1
 
 
 def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path):

@@ -13,9 +13,10 @@ from PIL import Image
 from flawmap.errors import DataError
 from flawmap.images.audit import audit
 from flawmap.images.datasets import DataSet, dataset
-from flawmap.images.decode import each_mask, read_mask
+from flawmap.images.decode import each_mask
 from flawmap.images.folder import check, find, strays
 from flawmap.images.loco import regions, samples
+from flawmap.images.masks.levels import read_mask
 from flawmap.types import Sample
 
 # Three defects, as the published files say it: pixels; more pixels than the region has; a share of its area.
@@ -91,12 +92,12 @@ def test_the_mask_of_a_picture_is_the_union_of_its_files_whatever_their_values(t
     found = named(samples(write(tmp_path / "pushpins")))
     both = found["test/logical_anomalies/000.png"].mask
     assert both is not None
-    mask = read_mask(both, (8, 12))
+    mask = read_mask(both, (8, 12)).defect
     np.testing.assert_array_equal(mask, (FIRST > 0) | (SECOND > 0))
     assert (mask.dtype, mask.sum()) == (bool, 12 + 8 - 1)
     broken = found["test/structural_anomalies/000.png"].mask
     assert broken is not None
-    np.testing.assert_array_equal(read_mask(broken, (8, 12)), BROKEN == 234)
+    np.testing.assert_array_equal(read_mask(broken, (8, 12)).defect, BROKEN == 234)
 
 
 def test_regions_are_the_files_and_their_saturation_is_in_pixels_and_at_most_the_area(tmp_path):
@@ -192,7 +193,7 @@ def test_the_audit_and_the_check_count_every_file_of_a_mask(tmp_path):
 
 def test_a_mask_may_be_several_arrays_too_but_not_none_at_all():
     halves = (FIRST > 0, SECOND)
-    np.testing.assert_array_equal(read_mask(halves, (8, 12)), (FIRST > 0) | (SECOND > 0))
+    np.testing.assert_array_equal(read_mask(halves, (8, 12)).defect, (FIRST > 0) | (SECOND > 0))
     assert [len(each_mask(given)) for given in (None, (), FIRST, halves)] == [0, 0, 1, 2]
     with pytest.raises(DataError, match=r"a\.png: its mask is of no files; give None where there is no mask"):
         read_mask((), (8, 12), of="a.png")
@@ -227,7 +228,7 @@ def test_a_file_or_folder_that_is_missing_is_an_error_that_names_it(tmp_path, go
         ("[]", r"is not a list of defects"),
         ('[{"pixel_value": 255}]', r"defect 1: has not all of pixel_value, saturation_threshold, relative_saturation"),
         (json.dumps([*CONFIG, CONFIG[0]]), r"defect 4: the value 255 is given twice; copy the data set again"),
-        (json.dumps([CONFIG[0] | {"pixel_value": 100}]), r"defect 1: pixel_value is 100; .* integers from 128 to 255"),
+        (json.dumps([CONFIG[0] | {"pixel_value": 100}]), r"defect 1: pixel_value is 100; .* integers from 129 to 255"),
         (json.dumps([CONFIG[0] | {"pixel_value": True}]), r"pixel_value is True"),
         (json.dumps([CONFIG[0] | {"saturation_threshold": 0}]), r"saturation_threshold is 0 and relative.* False"),
         (json.dumps([CONFIG[0] | {"saturation_threshold": float("nan")}]), r"saturation_threshold is nan"),

@@ -288,11 +288,15 @@ def test_the_verb_goes_there_and_back_and_says_what_is_missing(data: Path, capsy
     assert main(["masks", "import", str(data), "--format", "cvat", "--file", file, "--out", back]) == 0
     assert f"masks     {len(MADE)}\n" in capsys.readouterr().out
     np.testing.assert_array_equal(_pixels(Path(back, "scratch ü/band_mask.png")), MADE["band"])
+    for words, missing in ((["export"], "--out"), (["import"], "--file")):
+        with pytest.raises(SystemExit) as stopped:
+            main(["masks", *words, str(data), "--format", "cvat"])
+        assert stopped.value.code == 2
+        assert f"the following arguments are required: {missing}" in capsys.readouterr().err
     for words, code, message in (
-        (["export", str(data), "--format", "cvat"], 2, "--out says where to"),
-        (["import", str(data), "--format", "cvat"], 2, "--file is missing"),
         (["import", str(data), "--format", "cvat-polygon", "--file", file], 2, "no format 'cvat-polygon'; there are: "),
         (["export", str(data), "--format", "yolo", "--out", "x"], 2, "no format 'yolo'; there are: coco, "),
+        (["export", str(data), "--format", "coco", "--out", "x", "--file", "y"], 2, "unknown: --file y"),
         (["import", file, "--format", "cvat", "--file", file], 3, "must be the folder that holds train/ and test/"),
     ):
         assert main(["masks", *words]) == code

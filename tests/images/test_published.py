@@ -13,8 +13,8 @@ from flawmap.errors import DataError, UsageError
 from flawmap.images import btad, ksdd, ksdd2, mvtec2
 from flawmap.images.audit import audit
 from flawmap.images.datasets import DataSet, dataset
-from flawmap.images.decode import read_mask
 from flawmap.images.folder import find, strays
+from flawmap.images.masks.levels import read_mask
 from flawmap.types import Sample
 
 
@@ -94,7 +94,7 @@ def test_btad_finds_a_mask_by_its_stem_whatever_the_extensions(tmp_path, image, 
     ]
     assert all(sample.part == sample.name and sample.source == root / sample.name for sample in found)
     assert found[0].mask is not None
-    assert read_mask(found[0].mask, (4, 6)).sum() == 6
+    assert read_mask(found[0].mask, (4, 6)).defect.sum() == 6
 
 
 def test_mvtec_ad_2_trains_on_validation_too_tests_in_public_and_counts_lights_as_views(tmp_path):

@@ -15,8 +15,8 @@ from flawmap import cli
 from flawmap.errors import DataError
 from flawmap.images.audit import audit
 from flawmap.images.datasets import LAYOUTS, dataset
-from flawmap.images.decode import read_mask
 from flawmap.images.folder import find, strays
+from flawmap.images.masks.levels import read_mask
 from flawmap.types import Sample
 
 SIDE = 16
@@ -164,7 +164,7 @@ def test_a_root_is_recognised_and_a_category_is_read_by_its_folder_alone(tmp_pat
     assert (len(samples) - len(test), sum(s.good for s in test), sum(not s.good for s in test)) == counts
     assert all(s.good for s in samples if s.split == "train")
     for sample in test:
-        marked = 0 if sample.mask is None else read_mask(sample.mask, (SIDE, SIDE)).sum()
+        marked = 0 if sample.mask is None else read_mask(sample.mask, (SIDE, SIDE)).defect.sum()
         assert marked == (0 if sample.good else DEFECT)
 
 

@@ -8,8 +8,8 @@ from PIL import Image
 
 from flawmap.errors import DataError
 from flawmap.images.audit import audit
-from flawmap.images.decode import read_mask
 from flawmap.images.folder import find
+from flawmap.images.masks.levels import read_mask
 from flawmap.images.visa import objects, samples
 
 HEAD = "object,split,label,image,mask\n"
@@ -67,8 +67,8 @@ def test_masks_of_class_ids_are_defect_wherever_they_are_not_zero(tmp_path):
     bad = [sample for sample in samples(write(tmp_path), "candle") if not sample.good]
     assert bad[0].mask is not None
     assert bad[1].mask is not None
-    np.testing.assert_array_equal(read_mask(bad[0].mask, (4, 6)), ids() > 0)
-    assert read_mask(bad[1].mask, (4, 6)).all()
+    np.testing.assert_array_equal(read_mask(bad[0].mask, (4, 6)).defect, ids() > 0)
+    assert read_mask(bad[1].mask, (4, 6)).defect.all()
     assert not {"mask-empty", "mask-grey", "mask-misfit"} & {f.code for f in audit(bad).findings}
 
 

@@ -13,8 +13,9 @@ from sklearn.metrics import roc_auc_score
 
 from flawmap.errors import DataError
 from flawmap.images.folder import find
+from flawmap.images.masks.levels import Marks
 from flawmap.run import reproduce as reproducing
-from flawmap.run.coarse import METRICS, changed, figures, resized
+from flawmap.run.coarse import METRICS, banded, changed, figures, kept, read_all
 from flawmap.run.evaluate import evaluate
 from flawmap.run.model import Model
 from flawmap.run.reproduce import reproduce
@@ -75,18 +76,47 @@ def test_a_mask_that_vanishes_leaves_its_picture_out() -> None:
     blank = np.zeros((20, 20, 3), np.uint8)
     tested = [Sample(blank, name, name, "test", "hole", mask) for name, mask in (("large", large), ("small", small))]
     tested.append(Sample(blank, "good", "good", "test"))
-    assert list(resized(tested, 0)) == ["large", "small"]
-    assert list(resized(tested, -2)) == ["large"]
+    given = read_all(tested)
+    assert list(kept(given, tested, 0)) == ["large", "small"]
+    assert list(kept(given, tested, -2)) == ["large"]
     with pytest.raises(DataError, match="bare: a defect without a mask"):
-        resized([Sample(blank, "bare", "bare", "test", "hole")], 2)
+        read_all([Sample(blank, "bare", "bare", "test", "hole")])
+
+
+def test_what_is_ignored_stays_ignored_at_every_width_and_on_good_pictures() -> None:
+    mask = np.zeros((20, 20), np.uint8)
+    mask[5:12, 5:12], mask[5:12, 12:14] = 255, 128
+    good = np.zeros((20, 20), np.uint8)
+    good[3, 3] = 128
+    blank = np.zeros((20, 20, 3), np.uint8)
+    tested = [Sample(blank, "d", "d", "test", "hole", mask), Sample(blank, "g", "g", "test", "good", good)]
+    for offset in (-2, 0, 3):
+        found = kept(read_all(tested), tested, offset)
+        assert (found["d"].defect == changed(mask == 255, offset)).all()
+        for name, given in (("d", mask), ("g", good)):
+            assert (found[name].ignored == (given == 128)).all()
+
+
+def test_a_band_lies_to_both_sides_of_the_outline() -> None:
+    mask, before = np.zeros((20, 24), bool), np.zeros((20, 24), bool)
+    mask[6:14, 5:16], before[0, 0] = True, True
+    for width in (1, 2, 4):
+        found = banded(Marks(mask, before), width)
+        near = _slowly(mask, width) & ~_slowly(mask, -width)
+        assert (found.ignored == (near | before)).all()
+        assert (found.defect == _slowly(mask, -width)).all()
+    assert banded(Marks(mask, None), 0).ignored is None
 
 
 def test_the_same_maps_are_held_against_every_width(crossed: Model, world: Path) -> None:
     tested = [s for s in find(world) if s.split == "test"]
-    found = figures(crossed, tested, {offset: resized(tested, offset) for offset in (-8, 0, 4)})
+    given = read_all(tested)
+    masks_of = {offset: kept(given, tested, offset) for offset in (-8, 0, 4)}
+    found = figures(crossed, tested, masks_of)
     maps = [crossed.predict(s.source)[1] for s in tested]
     for offset in (0, 4):
-        masks = [resized([s], offset).get(s.name, np.zeros((64, 64), bool)) for s in tested]
+        none = Marks(np.zeros((64, 64), bool), None)
+        masks = [masks_of[offset].get(s.name, none).defect for s in tested]
         expected = roc_auc_score(np.stack(masks).ravel(), np.stack(maps).ravel())
         assert found[offset]["p_auroc"] == pytest.approx(expected, abs=1e-9)
     assert np.isnan(found[-8]["p_auroc"])  # squares of 14 pixels are gone

@@ -16,8 +16,8 @@ from safetensors.torch import load as weights_of
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from flawmap.errors import DataError
-from flawmap.images.decode import read_mask
 from flawmap.images.folder import find
+from flawmap.images.masks.levels import read_mask
 from flawmap.run import epochs
 from flawmap.run import reproduce as reproducing
 from flawmap.run.epochs import Bench, Study, settled, small_mask, watched
@@ -85,7 +85,7 @@ def test_the_last_point_is_what_scikit_learn_says_of_the_plain_model(bench: Benc
         scores.append(score)
         labels.append(not sample.good)
         maps.append(map)
-        masks.append(np.zeros((64, 64), bool) if sample.mask is None else read_mask(sample.mask, (64, 64)))
+        masks.append(np.zeros((64, 64), bool) if sample.mask is None else read_mask(sample.mask, (64, 64)).defect)
     pixels, truth = np.stack(maps).ravel(), np.stack(masks).ravel()
     assert points["i_auroc"][-1] == pytest.approx(roc_auc_score(labels, scores), abs=1e-9)
     assert points["p_auroc"][-1] == pytest.approx(roc_auc_score(truth, pixels), abs=1e-4)
@@ -100,14 +100,27 @@ def test_a_small_mask_is_where_more_than_half_of_a_pixel_is_defect() -> None:
         for x in range(4):
             expected[y, x] = mask[2 * y : 2 * y + 2, 2 * x : 2 * x + 2].sum() > 2
     assert expected.any()
-    assert (small_mask(sample, (6, 4)) == expected).all()
+    assert (small_mask(sample, (6, 4)).defect == expected).all()
 
 
 def test_a_defect_smaller_than_half_a_pixel_stays_in_its_mask() -> None:
     mask = np.zeros((8, 8), bool)
     mask[5, 2] = True
     small = small_mask(Sample(np.zeros((8, 8, 3), np.uint8), "a", "a", "test", "hole", mask), (4, 4))
-    assert np.argwhere(small).tolist() == [[2, 1]]
+    assert np.argwhere(small.defect).tolist() == [[2, 1]]
+    assert small.ignored is None
+
+
+def test_a_small_pixel_is_ignored_where_any_part_of_it_is() -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:4, :4] = 255
+    mask[3, 5] = mask[1, 1] = 128
+    for kind in ("hole", "good"):
+        given = mask if kind == "hole" else np.where(mask == 128, mask, 0).astype(np.uint8)
+        small = small_mask(Sample(np.zeros((8, 8, 3), np.uint8), "a", "a", "test", kind, given), (4, 4))
+        assert small.ignored is not None
+        assert np.argwhere(small.ignored).tolist() == [[0, 0], [1, 2]]
+        assert np.argwhere(small.defect).tolist() == ([[0, 1], [1, 0], [1, 1]] if kind == "hole" else [])
 
 
 def test_a_defect_without_a_mask_is_refused() -> None:
@@ -245,4 +258,4 @@ def test_a_mask_of_half_grey_is_as_the_masks_rule_says(tmp_path: Path) -> None:
     values[:2] = 200
     Image.fromarray(values).save(tmp_path / "mask.png")
     sample = Sample(np.zeros((4, 4, 3), np.uint8), "a", "a", "test", "hole", tmp_path / "mask.png")
-    assert small_mask(sample, (2, 2)).tolist() == [[True, True], [False, False]]
+    assert small_mask(sample, (2, 2)).defect.tolist() == [[True, True], [False, False]]

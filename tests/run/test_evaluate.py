@@ -12,7 +12,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from statsmodels.stats.proportion import proportion_confint
 
 from flawmap.errors import CalibrationError, DataError
-from flawmap.images.decode import read_mask
+from flawmap.images.masks.levels import read_mask
 from flawmap.run.acceptance import accept
 from flawmap.run.calibrate import calibrate
 from flawmap.run.doctor import doctor
@@ -59,7 +59,7 @@ def test_the_figures_of_the_maps_are_those_of_scikit_learn(judged: tuple[Evaluat
         assert float(row["peak"]) == float(map.max())
         mask = world / row["name"].replace("test/", "ground_truth/").replace(".png", "_mask.png")
         maps.append(map.ravel())
-        masks.append(read_mask(mask, map.shape).ravel() if mask.exists() else np.zeros(map.size, bool))
+        masks.append(read_mask(mask, map.shape).defect.ravel() if mask.exists() else np.zeros(map.size, bool))
     metrics = _metrics(judged[1])
     labels, values = np.concatenate(masks), np.concatenate(maps)
     assert metrics["defect_pixels"] == 6 * 14 * 14

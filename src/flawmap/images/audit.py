@@ -11,27 +11,19 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from flawmap.errors import DataError
-from flawmap.images.decode import MAX_MPX, decode, each_mask, label, probe, read_mask
+from flawmap.images.decode import MAX_MPX, decode, label, probe
+from flawmap.images.findings import SHOWN, Finding, Severity, gathered, many, told
+from flawmap.images.masks.checks import BASIC, look, without
 from flawmap.types import Sample
 
 THUMB = 32
 NEAR = 0.98
-GREY_LEVELS = 16  # a mask with more is no longer two levels with soft edges
-SHOWN = 3
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    severity: Literal["error", "warning"]  # an error would spoil a result
-    code: str
-    message: str
-    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +43,24 @@ class Audit:
     sizes: dict[str, int]  # "width x height" -> pictures
     modes: dict[str, int]  # "RGB 8-bit" -> pictures
     findings: tuple[Finding, ...]  # errors first
+    ignored: dict[str, int] = field(default_factory=dict)  # masks that have pixels to ignore, and so many pixels
 
     @property
     def spoils(self) -> bool:
         return any(finding.severity == "error" for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"spoils": self.spoils} | asdict(self)
+        found = {"spoils": self.spoils} | asdict(self)
+        return found if self.ignored else {key: value for key, value in found.items() if key != "ignored"}
 
     def text(self) -> str:
         """A person's table."""
         lines = [f"{'split':<6} {'kind':<20} {'pictures':>8} {'parts':>6} {'masks':>6}"]
         lines += [f"{g.split:<6} {g.kind or '?':<20} {g.pictures:>8} {g.parts:>6} {g.masks:>6}" for g in self.groups]
-        lines += ["", f"sizes: {_counted(self.sizes)}", f"pixels: {_counted(self.modes)}", ""]
-        for finding in self.findings:
-            lines.append(f"{finding.severity:<8} {finding.code}: {finding.message}")
-            lines += [f"         {name}" for name in finding.names[:SHOWN]]
-            lines += [f"         and {len(finding.names) - SHOWN} more"] if len(finding.names) > SHOWN else []
+        lines += ["", f"sizes: {_counted(self.sizes)}", f"pixels: {_counted(self.modes)}"]
+        if self.ignored:
+            lines.append(f"to ignore: {self.ignored['pixels']} pixels in {many(self.ignored['masks'], 'mask')}")
+        lines += ["", *told(self.findings)]
         return "\n".join(lines if self.findings else [*lines, "nothing found that would spoil a result"])
 
 
@@ -81,17 +74,13 @@ class _Seen:
     sizes: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     bits: Counter[int] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
     troubles: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))  # code -> "name: reason"
 
 
 # code -> severity and what follows "3 pictures"
-TROUBLES: dict[str, tuple[Literal["error", "warning"], str]] = {
-    "unreadable": ("error", "that cannot be read"),
-    "mask-misfit": ("error", "whose mask cannot be read or has another size"),
-    "mask-empty": ("error", "of a defect whose mask has no defect in it; mend the mask, or remove it"),
-    "mask-on-good": ("error", "called good whose mask has a defect in it"),
-    "mask-grey": ("warning", "whose mask has many grey levels; above half is read as defect"),
-    "mask-missing": ("warning", "of a defect without a mask while others have one; left out of the pixel metrics"),
+TROUBLES: dict[str, tuple[Severity, str]] = {
+    **BASIC,
     "blank": ("warning", "of one single value throughout"),
 }
 
@@ -102,21 +91,21 @@ def audit(samples: Iterable[Sample], strays: Sequence[str] = (), max_mpx: float 
     seen = _Seen()
     for sample in samples:
         _look(sample, seen, max_mpx)
-    if any(sample.mask is not None for sample in samples):
-        unmasked = [s.name for s in samples if s.split == "test" and s.kind and not s.good and s.mask is None]
-        seen.troubles["mask-missing"] = unmasked
-    findings = [
-        Finding(severity, code, f"{_many(len(names), 'picture')} {what}", tuple(names))
-        for code, (severity, what) in TROUBLES.items()
-        if (names := seen.troubles.get(code))
-    ]
+    seen.troubles["mask-missing"] = without(samples)
+    findings = gathered(seen.troubles, TROUBLES)
     findings += [*_parts(samples), *_exact(seen), *_near(seen), *_mixed(seen)]
     if strays:
         findings.append(
-            Finding("warning", "strays", f"{_many(len(strays), 'file')} outside the layout, left out", tuple(strays))
+            Finding("warning", "strays", f"{many(len(strays), 'file')} outside the layout, left out", tuple(strays))
         )
     findings.sort(key=lambda finding: finding.severity)  # stable, "error" before "warning"
-    return Audit(_groups(samples), dict(seen.sizes.most_common()), dict(seen.modes.most_common()), tuple(findings))
+    return Audit(
+        _groups(samples),
+        dict(seen.sizes.most_common()),
+        dict(seen.modes.most_common()),
+        tuple(findings),
+        dict(seen.ignored),
+    )
 
 
 def _look(sample: Sample, seen: _Seen, max_mpx: float) -> None:
@@ -136,24 +125,11 @@ def _look(sample: Sample, seen: _Seen, max_mpx: float) -> None:
     seen.bits[header.bits] += 1
     if pixels.min() == pixels.max():
         seen.troubles["blank"].append(sample.name)
-    if sample.mask is not None:
-        _look_at_mask(sample, pixels.shape[:2], seen)
-
-
-def _look_at_mask(sample: Sample, size: tuple[int, int], seen: _Seen) -> None:
-    given = each_mask(sample.mask)
-    try:
-        mask = read_mask(given, size, of=sample.name)
-        levels = max(np.count_nonzero(np.bincount(decode(m, max_mpx=float("inf"))[..., 0].ravel())) for m in given)
-    except DataError as error:
-        seen.troubles["mask-misfit"].append(f"{sample.name}: {error}")
-        return
-    if levels > GREY_LEVELS:
-        seen.troubles["mask-grey"].append(f"{sample.name}: {levels} levels")
-    if sample.good and mask.any():
-        seen.troubles["mask-on-good"].append(sample.name)
-    if not sample.good and not mask.any():
-        seen.troubles["mask-empty"].append(sample.name)
+    mask = look(sample, pixels.shape[:2])
+    for code, name in mask.troubles:
+        seen.troubles[code].append(name)
+    if mask.ignored:
+        seen.ignored.update(masks=1, pixels=mask.ignored)
 
 
 def _groups(samples: list[Sample]) -> tuple[Group, ...]:
@@ -174,7 +150,7 @@ def _parts(samples: list[Sample]) -> Iterator[Finding]:
     for sample in samples:
         splits[sample.part].add(sample.split)
     if torn := sorted(part for part, where in splits.items() if len(where) > 1):
-        yield Finding("error", "part-across-splits", f"{_many(len(torn), 'part')} in train and in test", tuple(torn))
+        yield Finding("error", "part-across-splits", f"{many(len(torn), 'part')} in train and in test", tuple(torn))
 
 
 def _exact(seen: _Seen) -> Iterator[Finding]:
@@ -193,7 +169,7 @@ def _exact(seen: _Seen) -> Iterator[Finding]:
             code, "in train and test"
         )
         severity = "warning" if code == "duplicate" else "error"
-        yield Finding(severity, code, f"{_many(len(names), 'picture')} more than once, {where}", tuple(names))
+        yield Finding(severity, code, f"{many(len(names), 'picture')} more than once, {where}", tuple(names))
 
 
 def _near(seen: _Seen) -> Iterator[Finding]:
@@ -215,7 +191,7 @@ def _near(seen: _Seen) -> Iterator[Finding]:
         ("near-duplicate", within, "much like another in their split"),
     ):
         if partners:
-            message = f"{_many(len(partners), 'picture')} {whom}; where they show one part, say so in parts.csv"
+            message = f"{many(len(partners), 'picture')} {whom}; where they show one part, say so in parts.csv"
             yield Finding("warning", code, message, tuple(f"{name} ~ {partners[name]}" for name in sorted(partners)))
 
 
@@ -252,10 +228,6 @@ def _mixed(seen: _Seen) -> Iterator[Finding]:
             "mixed-sizes",
             f"{len(seen.sizes)} sizes; each is stretched to the network's size, whatever its shape",
         )
-
-
-def _many(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def _counted(counts: dict[str, int]) -> str:

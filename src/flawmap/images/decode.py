@@ -111,21 +111,11 @@ def each_mask(given: Source | tuple[Source, ...] | None) -> tuple[Source, ...]:
     return given if isinstance(given, tuple) else () if given is None else (given,)
 
 
-def read_mask(source: Source | tuple[Source, ...], size_hw: tuple[int, int], of: str = "its picture") -> np.ndarray:
-    """(H, W) bool: above half of the range in any channel, or non-zero where no value exceeds 15 (ids of classes).
-
-    Of several masks of one picture: where any of them is. DataError: not as large as the picture, which `of` names.
-    """
-    if isinstance(source, tuple):
-        if not source:
-            raise DataError(f"{of}: its mask is of no files; give None where there is no mask")
-        return np.logical_or.reduce([read_mask(each, size_hw, of) for each in source])
-    values = mask_values(source, size_hw, of)
-    return values > 0 if values.max() <= MOST_ID else values > np.iinfo(values.dtype).max // 2
-
-
 def mask_values(source: Source, size_hw: tuple[int, int], of: str) -> np.ndarray:
-    """(H, W) as the mask holds them, of several channels the largest. DataError: not as large as the picture."""
+    """(H, W) as the mask holds them, of several channels the largest; what they mean, says masks/levels.py.
+
+    DataError: not as large as the picture.
+    """
     if isinstance(source, np.ndarray) and source.dtype == bool:
         source = source.astype(np.uint8)
     values = np.asarray(read_pixels(source, max(MAX_MPX, size_hw[0] * size_hw[1] / 1e6)))

@@ -23,7 +23,8 @@ import numpy as np
 
 from flawmap.errors import DataError, UsageError
 from flawmap.images import btad, dagm, ksdd, ksdd2, loco, mvtec2, visa
-from flawmap.images.decode import MAX_MPX, SUFFIXES, decode, each_mask, label, read_mask
+from flawmap.images.decode import MAX_MPX, SUFFIXES, decode, each_mask, label
+from flawmap.images.masks.levels import read_levels, sidecar
 from flawmap.images.published import CLUTTER, rows
 from flawmap.types import GOOD, Sample
 
@@ -38,6 +39,7 @@ PUBLISHED = (
 )
 COLUMNS = ("path", "split", "kind", "label", "mask", "part")
 LAYOUT = ("train", "test", "ground_truth")
+STATE, DRAWING = "capture.json", "plan.svg"  # beside the pictures that flawmap capture took
 MASK_ENDS = ("_mask", "_label", "_GT")  # of the name of a mask that lies beside its picture
 NOT_GOOD = {
     *LAYOUT,
@@ -112,7 +114,11 @@ def strays(root: Path | str, samples: Iterable[Sample]) -> list[str]:
     """Names of the files under `root` that are neither a sample nor of its mask: left out, told by the audit."""
     root = Path(root)
     paths = (path for sample in samples for path in (sample.source, *each_mask(sample.mask)))
-    used = {os.path.realpath(path) for path in paths if isinstance(path, Path)}
+    paths = [path for path in paths if isinstance(path, Path)]
+    used = {os.path.realpath(each) for path in paths for each in (path, sidecar(path))}
+    if (root / STATE).is_file():  # a capture: each picture has its facts beside it
+        used |= {os.path.realpath(path) for path in (root / STATE, root / DRAWING)}
+        used |= {os.path.realpath(path.with_suffix(".json")) for path in paths}
     return [
         path.relative_to(root).as_posix()
         for path in _walk(root)
@@ -134,7 +140,7 @@ def check(
         try:
             pixels = decode(sample.source, max_mpx)
             if sample.mask is not None:
-                read_mask(sample.mask, pixels.shape[:2], of=sample.name)
+                read_levels(sample.mask, pixels.shape[:2], sample.name)
             fine.append(sample)
         except DataError as error:
             bad.append((sample.name, str(error).removeprefix(f"{label(sample.source)}: ")))
@@ -278,7 +284,7 @@ def _mvtec(root: Path) -> list[Sample]:
             _refuse_alias(kind, f"{root}: the folder {split}/{kind}")
             full = f"{split}/{name}"
             samples.append(Sample(root / full, full, full, split, kind))
-    masks = _masks(root / "ground_truth")
+    masks = masks_of(root / "ground_truth")
     return [
         replace(sample, mask=masks.get(sample.name.removeprefix("test/").rsplit(".", 1)[0]))
         if sample.split == "test"
@@ -287,8 +293,8 @@ def _mvtec(root: Path) -> list[Sample]:
     ]
 
 
-def _masks(root: Path) -> dict[str, Path]:
-    """<kind>/<stem> -> mask, with or without `_mask` behind the stem."""
+def masks_of(root: Path) -> dict[str, Path]:
+    """<kind>/<stem> -> mask, with or without `_mask` behind the stem, in a folder laid out as ground_truth."""
     masks: dict[str, Path] = {}
     for name in _pictures(root):
         key = name.rsplit(".", 1)[0].removesuffix("_mask")

@@ -38,7 +38,7 @@ FOLDERS: tuple[tuple[str, Literal["train", "test"], str], ...] = (
     (f"train/{GOOD}", "train", GOOD),
     (f"validation/{GOOD}", "train", GOOD),
 )
-DARKEST = 128  # as mask, all above half of the range is a defect (decode.read_mask); the published values are
+DARKEST = 129  # as mask, all above half of the range is a defect, and 128 alone is ignored (masks/levels.py)
 
 
 class Saturation(NamedTuple):

@@ -6,7 +6,8 @@ patchcore-crop  256 px, of which the middle 224 are seen, and compared at 224; m
 simplenet-crop  329 px, of which the middle 288 are seen, and compared at 288; masks by area
 
 The originals of the last two cut a bilinear mask to integers, which wears it away; that is not repeated. A crop can cut
-a defect off: such pictures keep their kind, and are counted.
+a defect off: such pictures keep their kind, and are counted. Pixels to ignore go the way of the mask; by area a pixel
+is ignored where any part of it is.
 """
 
 from __future__ import annotations
@@ -81,12 +82,15 @@ class Protocol:
             raise UsageError(f"protocol {self.name} is for {self.size} px, the options say {options['size']}")
         return {**options, "size": self.size}
 
-    def reduced(self, mask: np.ndarray, intake: Intake) -> np.ndarray:
-        """(H, W) bool of the picture's size at the size that the network saw."""
+    def reduced(self, mask: np.ndarray, intake: Intake, least: float = 0.5) -> np.ndarray:
+        """(H, W) bool of the picture's size at the size that the network saw.
+
+        By area: where it fills more than `least` of a pixel; 0 for what is ignored, so that any part is enough.
+        """
         image = Image.fromarray(mask.astype(np.float32))
         if self.mask == "nearest":
             return np.asarray(intake.place(image, Image.Resampling.NEAREST)) > 0.5
-        return np.asarray(intake.place(image, Image.Resampling.BOX)) > 0.5
+        return np.asarray(intake.place(image, Image.Resampling.BOX)) > least
 
 
 PRESETS = {

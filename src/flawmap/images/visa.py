@@ -3,7 +3,7 @@
     1cls.csv or split_csv/1cls.csv        object,split,label,image,mask; paths relative to the root
     candle/Data/Images/Normal/0000.JPG    candle/Data/Images/Anomaly/000.JPG    candle/Data/Masks/Anomaly/000.png
 
-Masks hold the ids of classes (1 to 9): every one is a defect, and so are they read (decode.read_mask). The re-arranged
+Masks hold the ids of classes (1 to 9): every one is a defect, and so are they read (masks/levels.py). The re-arranged
 form (candle/train/good, test/good, test/bad, ground_truth/bad) is MVTec's layout, which folder.py reads.
 
 Zou, Jeong, Pemula, Zhang, Dabeer: SPot-the-Difference self-supervised pre-training for anomaly detection and

@@ -43,6 +43,7 @@ class Picture:
     near: np.ndarray | None = None  # (h, w, 3): the good patch nearest to its strangest place
     near_name: str = ""  # of the training picture that the patch is from
     near_at: tuple[int, int, int, int] | None = None  # that place: left, top, right, bottom in pixels of `image`
+    ignored: np.ndarray | None = None  # (h'', w'') bool: what counts in no metric
 
     @property
     def area(self) -> int:
@@ -136,15 +137,17 @@ class Shrinker:
     def __call__(self, picture: Picture) -> list[Any] | None:
         """Name, score, width, height, JPEG, map, mask's path and its size, good patch, its name, its place.
 
-        None where not even the smallest has room. Raises DataError, with the name, for what cannot be shown.
+        Where something is ignored, its path and size follow. None where not even the smallest has room. Raises
+        DataError, with the name, for what cannot be shown.
         """
         allowance = self.budget // max(self.left, 1)
         self.left -= 1
         try:
             map = self._map(picture, allowance * 3 // 10)
-            path, grid = _outline(picture, allowance // 5)
+            path, grid = _outline(picture.mask, picture.image.shape[:2], allowance // 5)
+            band = _outline(picture.ignored, picture.image.shape[:2], allowance // 5)
             near = "" if picture.near is None else jpeg(heatmap.thumbnail(picture.near, NEAR_PX), 75)
-            room = allowance - len(map) - len(path)
+            room = allowance - len(map) - len(path) - len(band[0])
             if allowance > 4 * len(near):
                 room -= len(near)
             else:
@@ -155,11 +158,12 @@ class Shrinker:
         if not small:
             self.dropped += 1
             return None
-        self.budget -= len(small) + len(map) + len(path) + len(near)
+        self.budget -= len(small) + len(map) + len(path) + len(near) + len(band[0])
         self.sides.append(max(size))
         whole = picture.image.shape
         at = picture.near_at and [round(v / whole[1 - i % 2], 4) for i, v in enumerate(picture.near_at)]
-        return [picture.name, picture.score, *size, small, map, path, grid, near, picture.near_name, at or 0]
+        row = [picture.name, picture.score, *size, small, map, path, grid, near, picture.near_name, at or 0]
+        return [*row, *band] if band[0] else row
 
     def _map(self, picture: Picture, room: int) -> str:
         side = MAP_PX
@@ -179,15 +183,15 @@ class Shrinker:
         return "", (0, 0)
 
 
-def _outline(picture: Picture, room: int) -> tuple[str, list[int]]:
+def _outline(mask: np.ndarray | None, size: tuple[int, ...], room: int) -> tuple[str, list[int]]:
     """The mask's path and the grid it is drawn on, (width, height); coarser where it would take too many bytes."""
-    if picture.mask is None or not picture.mask.any():
+    if mask is None or not mask.any():
         return "", []
     side = THUMBNAIL_PX
     while True:
-        mask = heatmap.resized(picture.mask.astype(bool), _within(picture.image.shape[:2], side))
-        if len(path := contour(mask)) <= room or side <= 32:
-            return path, [mask.shape[1], mask.shape[0]]
+        small = heatmap.resized(mask.astype(bool), _within(size, side))
+        if len(path := contour(small)) <= room or side <= 32:
+            return path, [small.shape[1], small.shape[0]]
         side //= 2
 
 

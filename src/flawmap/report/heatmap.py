@@ -34,6 +34,7 @@ VEIL = np.array((226, 232, 240), dtype=np.float32)
 VEIL_ALPHA = 0.32  # just below the threshold
 RAMP_ALPHA = (0.72, 0.92)  # at the threshold, at `high`
 LINE, HALO = (25, 227, 255), (0, 0, 0)  # a mask's outline shows on bright, dark and ramp alike
+HATCH = (255, 176, 0)  # of what is ignored; the stripes tell it, not the colour
 
 
 class Scale(NamedTuple):
@@ -88,9 +89,18 @@ def outline(mask: np.ndarray, reach: int = 1) -> np.ndarray:
     return near & ~mask.astype(bool)
 
 
-def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image with the mask's contour, a bright line of 2 px in a dark one: (h, w, 3) uint8, in the image's size."""
+def outlined(image: np.ndarray, mask: np.ndarray, ignored: np.ndarray | None = None) -> np.ndarray:
+    """The image with the mask's contour, a bright line of 2 px in a dark one: (h, w, 3) uint8, in the image's size.
+
+    What is ignored is hatched: stripes of 2 px, bright in dark, and a thin bright border.
+    """
     drawn = picture(image).copy()
+    if ignored is not None:
+        band = resized(ignored.astype(bool), drawn.shape[:2])
+        y, x = np.ogrid[: drawn.shape[0], : drawn.shape[1]]
+        stripe = (x + y) % 8
+        drawn[band & (stripe < 4)] = HALO
+        drawn[(band & (stripe < 2)) | outline(band)] = HATCH
     inside = resized(mask.astype(bool), drawn.shape[:2])
     drawn[outline(inside, 3)] = HALO
     drawn[outline(inside, 2)] = LINE

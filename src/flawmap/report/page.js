@@ -231,18 +231,20 @@ function colour(canvas, map) {
   if (image.complete && image.naturalWidth) draw();
   else image.addEventListener("load", draw, { once: true });
 }
-function pane(what, name, row, extra) {
+function pane(what, name, row, ...extra) {
   const [, , width, height, jpeg] = row;
   const img = h("img", { src: "data:image/jpeg;base64," + jpeg, width, height, alt: `${what}: ${name}` });
-  return h("figure", {}, h("span", { class: "stack" }, img, extra), h("figcaption", {}, what));
+  return h("figure", {}, h("span", { class: "stack" }, img, ...extra), h("figcaption", {}, what));
 }
 function panes(row) {
-  const [name, , width, height, , map, path, grid, near, , at] = row, found = [pane("picture", name, row, null)];
-  if (path) {
-    const over = make("svg", { viewBox: `0 0 ${grid[0]} ${grid[1]}`, preserveAspectRatio: "none", "aria-hidden": "true" });
-    for (const kind of ["halo", "line"]) make("path", { class: kind, d: path }, over);
-    found.push(pane("mask", name, row, over));
-  }
+  const [name, , width, height, , map, path, grid, near, , at, band, bandGrid] = row, found = [pane("picture", name, row)];
+  const over = (words, d, [wide, high]) => {
+    const each = make("svg", { viewBox: `0 0 ${wide} ${high}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+    for (const word of words) make("path", { class: word, d }, each);
+    return each;
+  };
+  if (path || band) found.push(pane(band ? "mask; hatched: ignored" : "mask", name, row,
+    ...(band ? [over(["ignored"], band, bandGrid)] : []), ...(path ? [over(["halo", "line"], path, grid)] : [])));
   const canvas = h("canvas", { width, height, "aria-hidden": "true" });
   colour(canvas, map);
   const last = pane("map", name, row, canvas);

@@ -50,6 +50,7 @@ MAX_PICTURES = 60  # in fixed galleries
 MAX_TESTED = 1200  # pictures of a test: with more of them none would have room
 MAX_PICTURE_BYTES = 8_000_000  # of all pictures together as base64, so that the page stays below 10 MB
 COSTS = Costs(100.0, 1.0, 0.01)  # an example, where the calibration has none
+HATCHED = "mask; hatched: ignored"
 DRAWINGS = ("roc", "sizes", "rates", "cost", "embedding", "training")
 METRICS = (
     ("part_auroc", "Part AUROC", "of parts: chance that a defective part scores above a good one"),
@@ -362,8 +363,10 @@ def _card(picture: Picture, scale: Scale, side: int) -> dict[str, Any]:
     small = heatmap.thumbnail(picture.image, side)
     try:
         panes = [(_uri(small), "picture")]
-        if picture.mask is not None and picture.mask.any():
-            panes.append((_uri(heatmap.outlined(small, picture.mask)), "mask"))
+        if picture.ignored is not None or (picture.mask is not None and picture.mask.any()):
+            mask = np.zeros(small.shape[:2], bool) if picture.mask is None else picture.mask
+            words = "mask" if picture.ignored is None else HATCHED
+            panes.append((_uri(heatmap.outlined(small, mask, picture.ignored)), words))
         coded = picture.map.dtype == np.uint8
         over = (gallery.painted if coded else heatmap.overlay)(small, picture.map, scale)
         panes.append((_uri(over), "map"))

@@ -19,7 +19,8 @@ from typing import Any
 
 from flawmap.errors import CalibrationError, DataError, UsageError
 from flawmap.images import folder as _folder
-from flawmap.images.decode import decode, read_mask
+from flawmap.images.decode import size_of
+from flawmap.images.masks.levels import read_mask
 from flawmap.run.evaluate import Evaluated, judge, look, mixed, refuse_known, usable
 from flawmap.run.model import Model
 from flawmap.run.progress import progress
@@ -284,10 +285,10 @@ def _presentations(model: Model, scored: Sequence[tuple[Place, Sample, float]]) 
 
 
 def _size(sample: Sample) -> int | None:
-    """Pixels of the defect's mask; None: good, no mask, or a mask that is empty."""
+    """Pixels of the defect's mask, without those to ignore; None: good, no mask, or a mask that is empty."""
     if sample.mask is None or sample.good:
         return None
-    return int(read_mask(sample.mask, decode(sample.source).shape[:2], sample.name).sum()) or None
+    return int(read_mask(sample.mask, size_of(sample.source), sample.name).defect.sum()) or None
 
 
 def _study(shown: Sequence[Presentation], hints: Sequence[str] = ()) -> dict[str, Any]:

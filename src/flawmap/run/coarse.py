@@ -2,19 +2,21 @@
 
 In pixels of the picture as given, by a disc: of a mask made smaller by r remains what is farther than r from all that
 is not defect, made larger it takes in all that is at most r away. Nothing beyond the picture's edge counts as good, so
-that a defect at the edge does not shrink from there. Defects that meet when they grow are one component of PRO.
+that a defect at the edge does not shrink from there. Defects that meet when they grow are one component of PRO. Pixels
+to ignore stay ignored at every width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from flawmap.errors import DataError
-from flawmap.images.decode import decode, read_mask
+from flawmap.images.decode import size_of
+from flawmap.images.masks.levels import Marks, read_mask
 from flawmap.report import charts
 from flawmap.run.model import Model, load
 from flawmap.run.pages import NOT_RUN, notes
@@ -27,6 +29,7 @@ from flawmap.verdict.pixels import PixelMetrics
 OFFSETS = (-16, -8, -4, -2, 0, 2, 4, 8, 16)  # pixels; below zero the masks are made smaller
 METRICS = ("p_auroc", "p_ap", "pro")
 
+Change = TypeVar("Change", bound=Hashable)  # what tells one set of masks from another
 Figures = Mapping[int, Mapping[str, float]]  # by offset, then by name; not a number where no mask is left
 
 
@@ -45,7 +48,8 @@ def page(recipe: Recipe, size: Size, pairs: Pairs, table: Table, samples_of: Sam
             continue
         shown += [rows[jobs[name].key] for name in models]
         tested = [s for s in samples_of(category) if s.split == "test" and s.kind is not None]
-        masks = {offset: resized(tested, offset) for offset in offsets}
+        given = read_all(tested)
+        masks = {offset: kept(given, tested, offset) for offset in offsets}
         found = {name: figures(model, tested, masks) for name, model in models.items()}
         path = out / f"{recipe.name}-{category.replace('/', '-')}.svg"
         path.write_bytes(_chart(found, f"{category}; masks made smaller (below 0) or larger by so many pixels"))
@@ -69,34 +73,50 @@ def changed(mask: np.ndarray, offset: int) -> np.ndarray:
     return np.asarray(distance_transform_edt(mask)) > -offset
 
 
-def resized(tested: Sequence[Sample], offset: int) -> dict[str, np.ndarray]:
-    """Masks of the defective pictures by name; one that vanishes is left out."""
+def banded(marks: Marks, width: int) -> Marks:
+    """With an ignore band of `width` pixels to both sides of the outline."""
+    if width == 0 or not marks.defect.any() or marks.defect.all():
+        return marks
+    band = changed(marks.defect, width) & ~changed(marks.defect, -width)
+    ignored = band if marks.ignored is None else band | marks.ignored
+    return Marks(marks.defect & ~ignored, ignored)
+
+
+def read_all(tested: Sequence[Sample]) -> dict[str, Marks]:
+    """By name; of good pictures only those that have a mask."""
     found = {}
     for sample in tested:
-        if sample.good:
-            continue
-        if sample.mask is None:
+        if sample.mask is None and not sample.good:
             raise DataError(f"{sample.name}: a defect without a mask; this figure needs one of every defect")
-        mask = changed(read_mask(sample.mask, decode(sample.source).shape[:2], of=sample.name), offset)
-        if mask.any():
-            found[sample.name] = mask
+        if sample.mask is not None:
+            found[sample.name] = read_mask(sample.mask, size_of(sample.source), of=sample.name)
     return found
 
 
-def figures(model: Model, tested: Sequence[Sample], masks: Mapping[int, Mapping[str, np.ndarray]]) -> Figures:
+def kept(given: Mapping[str, Marks], tested: Sequence[Sample], offset: int) -> dict[str, Marks]:
+    """The masks made larger or smaller; of a defective picture one that vanishes is left out."""
+    good = {sample.name for sample in tested if sample.good}
+    found = {name: Marks(changed(marks.defect, offset), marks.ignored) for name, marks in given.items()}
+    return {name: marks for name, marks in found.items() if name in good or marks.defect.any()}
+
+
+def figures(
+    model: Model, tested: Sequence[Sample], masks: Mapping[Change, Mapping[str, Marks]], cap: int = 2**19
+) -> dict[Change, dict[str, float]]:
     """Every picture is judged once, and held against all of its masks."""
-    pixels = {offset: PixelMetrics() for offset in masks}
+    pixels = {change: PixelMetrics(cap) for change in masks}
     with progress("inspecting", len(tested)) as tick:
         for number, sample in enumerate(tested):
             _, map = model.predict(sample.source)
-            for offset, of_offset in masks.items():
-                if sample.good or sample.name in of_offset:
-                    pixels[offset].add(map, of_offset.get(sample.name), good=sample.good)
+            for change, of_change in masks.items():
+                if sample.good or sample.name in of_change:
+                    mask, ignored = of_change.get(sample.name, (None, None))
+                    pixels[change].add(map, mask, good=sample.good, ignored=ignored)
             tick(number + 1)
-    results = {offset: each.result() for offset, each in pixels.items()}
+    results = {change: each.result() for change, each in pixels.items()}
     return {
-        offset: {**{metric: _number(result[metric]) for metric in METRICS}, **_counted(result)}
-        for offset, result in results.items()
+        change: {**{metric: _number(result[metric]) for metric in METRICS}, **_counted(result)}
+        for change, result in results.items()
     }
 
 
@@ -120,7 +140,7 @@ def _chart(found: Mapping[str, Figures], caption: str) -> bytes:
     return charts.lines(panels, caption)
 
 
-def _table(found: Mapping[str, Figures], masks: Mapping[int, Mapping[str, np.ndarray]]) -> Iterator[str]:
+def _table(found: Mapping[str, Figures], masks: Mapping[int, Mapping[str, Marks]]) -> Iterator[str]:
     yield from head(["", "method", *(f"{offset:+d} px" if offset else "as given" for offset in masks)])
     for metric in METRICS:
         for name, each in found.items():

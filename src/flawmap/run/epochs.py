@@ -25,8 +25,9 @@ from PIL import Image
 from flawmap.detectors import create, detector_class
 from flawmap.detectors.base import Detector
 from flawmap.errors import DataError
-from flawmap.images.decode import decode, read_mask
+from flawmap.images.decode import size_of
 from flawmap.images.intake import Intake
+from flawmap.images.masks.levels import Marks, read_mask
 from flawmap.report import charts
 from flawmap.run.claim import claimed
 from flawmap.run.engine import device_named
@@ -143,7 +144,7 @@ class Bench:
         intake = Intake.fit((s.source for s in fitted), size)
         self.feed = Feed(detector, [*fitted, *self.tested], intake, work / "features", self.device)
         self.feed.prepare(detector)
-        self.masks = [None if s.good else small_mask(s, size) for s in self.tested]
+        self.masks = [small_mask(s, size) for s in self.tested]
         self.fitted = list(range(len(fitted)))
 
     def figures(self, detector: Detector) -> dict[str, float]:
@@ -151,9 +152,9 @@ class Bench:
         pixels, scores = PixelMetrics(PIXEL_BINS), []
         rows = range(len(self.fitted), len(self.fitted) + len(self.tested))
         predictions = self.feed.predict(detector, rows)
-        for sample, mask, (_, found) in zip(self.tested, self.masks, predictions, strict=True):
+        for sample, marks, (_, found) in zip(self.tested, self.masks, predictions, strict=True):
             scores.append(found.score)
-            pixels.add(found.map.astype(np.float16), mask, good=sample.good)
+            pixels.add(found.map.astype(np.float16), marks.defect, good=sample.good, ignored=marks.ignored)
         found = {**pixels.result(), "i_auroc": auroc(scores, [not s.good for s in self.tested])}
         return {metric: found[metric] for metric in METRICS}
 
@@ -186,14 +187,25 @@ def watched(job: Job, bench: Bench, every: int) -> tuple[Detector, dict[str, lis
     return detector, points
 
 
-def small_mask(sample: Sample, size: tuple[int, int]) -> np.ndarray:
-    """(H, W) bool at another size: where the defect covers more than half of a pixel; never nothing."""
-    if sample.mask is None:
+def small_mask(sample: Sample, size: tuple[int, int]) -> Marks:
+    """(H, W) at another size: a defect where it covers more than half of a pixel; never nothing where there was one.
+
+    A pixel is ignored where any part of it is, and is no defect then.
+    """
+    if sample.mask is None and not sample.good:
         raise DataError(f"{sample.name}: a defect without a mask; pixel figures need one of every defect")
-    mask = read_mask(sample.mask, decode(sample.source).shape[:2], of=sample.name)
+    if sample.mask is None:
+        return Marks(np.zeros(size, bool), None)
+    defect, ignored = read_mask(sample.mask, size_of(sample.source), of=sample.name)
+    share, left = _shares(defect, size), None if ignored is None else _shares(ignored, size) > 0
+    small = share > min(0.5, 0.999 * float(share.max()))
+    return Marks(small if left is None else small & ~left, left)
+
+
+def _shares(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W) float32: how much of each pixel it covers."""
     small = Image.fromarray(mask.astype(np.float32)).resize((size[1], size[0]), Image.Resampling.BOX)
-    share = np.asarray(small)
-    return share > min(0.5, 0.999 * float(share.max()))
+    return np.asarray(small)
 
 
 def curves_page(recipe: Recipe, found: Mapping[str, Sequence[Study]], out: Path) -> Iterator[str]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from flawmap.errors import BundleError, CalibrationError, DataError, UsageError
 from flawmap.images import folder as _folder
-from flawmap.images.decode import read_mask
 from flawmap.images.loco import regions
+from flawmap.images.masks.levels import read_mask
 from flawmap.images.protocol import Protocol
 from flawmap.images.protocol import protocol as chosen
 from flawmap.report.gallery import codes
@@ -226,11 +226,12 @@ class Pixels:
         self.seconds = 0.0  # from disk to map
         self.lost: list[str] = []
         self.cut: list[str] = []
+        self.ignoring: list[str] = []
 
     def add(self, sample: Sample, map: np.ndarray, whole: np.ndarray) -> None:
         """A map as the network gives it, and the same over the whole picture."""
         size = whole.shape
-        mask = read_mask(sample.mask, size, sample.name) if sample.mask is not None else None
+        mask, ignored = (None, None) if sample.mask is None else read_mask(sample.mask, size, sample.name)
         if mask is not None and mask.any():
             seen = self._seen(mask)
             if not self._placed(mask).any() or not seen.any():
@@ -243,7 +244,10 @@ class Pixels:
         placed = None if mask is None else self._placed(mask)
         if given and placed is not None:  # pixels that are in the union's reduction but in no region's are none's
             placed = np.logical_or.reduce([region for region, _ in given])
-        self.metrics.add(map, placed, good=sample.good, regions=seen)
+        if ignored is not None:
+            self.ignoring.append(sample.name)
+            ignored = self._placed(ignored, least=0)
+        self.metrics.add(map, placed, good=sample.good, regions=seen, ignored=ignored)
 
     def _seen(self, mask: np.ndarray) -> np.ndarray:
         """What of a mask lies where the model looks."""
@@ -251,8 +255,8 @@ class Pixels:
         hidden = self.model.intake.hidden((mask.shape[0], mask.shape[1]))
         return (mask if hidden is None else mask & ~hidden)[top:bottom, left:right]
 
-    def _placed(self, mask: np.ndarray) -> np.ndarray:
-        return mask if self.protocol.at == "picture" else self.protocol.reduced(mask, self.model.intake)
+    def _placed(self, mask: np.ndarray, least: float = 0.5) -> np.ndarray:
+        return mask if self.protocol.at == "picture" else self.protocol.reduced(mask, self.model.intake, least)
 
     def _region(self, mask: np.ndarray, saturation: float) -> tuple[np.ndarray, float]:
         """Its saturation is so many pixels of a picture; where the picture shrinks, so do they."""
@@ -269,6 +273,9 @@ class Pixels:
             )
         if self.cut:
             found.append(f"{len(self.cut)} defective pictures lost a part of it to what is not seen: {self.cut[0]}")
+        if self.ignoring:
+            masks = f"{len(self.ignoring)} masks have" if len(self.ignoring) > 1 else "1 mask has"
+            found.append(f"{masks} pixels to ignore, which count in no pixel metric: {self.ignoring[0]}")
         return found
 
     def result(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ import numpy as np
 
 from flawmap.detectors.pouta import POUTA
 from flawmap.errors import DataError, UsageError
-from flawmap.images.decode import decode, read_mask
+from flawmap.images.decode import decode
+from flawmap.images.masks.levels import read_mask
 from flawmap.report.heatmap import Scale, outlined, overlay, picture, thumbnail
 from flawmap.report.sheet import sheet
 from flawmap.run import embed
@@ -45,15 +46,25 @@ class Kept:
 
 @dataclass(frozen=True)
 class Shown:
-    """A test picture of a figure: as it is, its mask, and what it is called."""
+    """A test picture of a figure: as it is, its mask and what is ignored, and what it is called."""
 
     sample: Sample
     image: np.ndarray
     mask: np.ndarray
+    ignored: np.ndarray | None = None
 
     @property
     def name(self) -> str:
         return str(self.sample.kind)
+
+    @property
+    def outlined(self) -> np.ndarray:
+        return outlined(self.image, self.mask, self.ignored)
+
+    @property
+    def marked(self) -> np.ndarray:
+        """(H, W) bool: all that is not known to be good."""
+        return self.mask if self.ignored is None else self.mask | self.ignored
 
 
 def figure(
@@ -102,7 +113,7 @@ def chosen(samples: Sequence[Sample], most: int) -> list[Shown]:
     for sample in order[:most]:
         image = decode(sample.source)
         assert sample.mask is not None
-        found.append(Shown(sample, image, read_mask(sample.mask, image.shape[:2], of=sample.name)))
+        found.append(Shown(sample, image, *read_mask(sample.mask, image.shape[:2], of=sample.name)))
     return found
 
 
@@ -112,10 +123,10 @@ def strips(kept: Sequence[Kept], shown: Sequence[Shown], options: Mapping[str, A
     scales = [_scale(each, shown) for each in maps]
     rows = []
     for i, s in enumerate(shown):
-        first = [_small(s.image), s.mask] if options.get("mask") else [_small(outlined(s.image, s.mask))]
+        first = [_small(s.image), s.mask] if options.get("mask") else [_small(s.outlined)]
         rows.append([*first, *(_over(s.image, m[i], c) for m, c in zip(maps, scales, strict=True))])
     columns = ["picture", *["mask"] * bool(options.get("mask")), *(k.name for k in kept)]
-    return _png(rows, columns, shown, SCALE_NOTE)
+    return _png(rows, columns, shown, SCALE_NOTE)  # with `mask`, what is ignored is not in it
 
 
 def levels(kept: Sequence[Kept], shown: Sequence[Shown], options: Mapping[str, Any]) -> bytes:
@@ -130,10 +141,12 @@ def levels(kept: Sequence[Kept], shown: Sequence[Shown], options: Mapping[str, A
             found = [*per_level(detector, image)[::-1], k.model.engine(image).map]
             fixed = np.clip(repaired(detector, image)[0].transpose(1, 2, 0) * 255, 0, 255).astype(np.uint8)
             maps = [_over(s.image, m[0], Scale(0, 0.5, 1)) for m in found]
-            rows.append([_small(outlined(s.image, s.mask)), _small(fixed), *maps])
+            rows.append([_small(s.outlined), _small(fixed), *maps])
             names.append(f"{k.name}: {s.name}" if len(kept) > 1 else s.name)
+    hatched = any(s.ignored is not None for s in shown)
+    note = "Probability; colours start at 0.5." + " Hatched: pixels to ignore." * hatched
     columns = ["picture", "repaired", *(f"level {n}" for n in LEVELS), "map"]
-    return _bytes(sheet(rows, columns=columns, names=names, caption="Probability; colours start at 0.5.", cell=CELL))
+    return _bytes(sheet(rows, columns=columns, names=names, caption=note, cell=CELL))
 
 
 def gradcam(kept: Sequence[Kept], shown: Sequence[Shown], options: Mapping[str, Any]) -> bytes:
@@ -141,7 +154,7 @@ def gradcam(kept: Sequence[Kept], shown: Sequence[Shown], options: Mapping[str, 
     from flawmap.run.explain import grad_cam
 
     number = int(options.get("level", 3))
-    columns, cells = ["picture"], [[_small(outlined(s.image, s.mask))] for s in shown]
+    columns, cells = ["picture"], [[_small(s.outlined)] for s in shown]
     for k in kept:
         detector = k.pouta
         columns += [f"{k.name}: encoder", "decoder"]
@@ -165,12 +178,13 @@ def tsne(kept: Sequence[Kept], shown: Sequence[Shown], options: Mapping[str, Any
         points, groups, differences = _features(k, shown, number)
         first = shown[0]
         beside = [
-            ("picture", thumbnail(outlined(first.image, first.mask), 2 * CELL)),
+            ("picture", thumbnail(first.outlined, 2 * CELL)),
             ("this pair alone", thumbnail(overlay(first.image, differences[0], _scale(differences, shown)), 2 * CELL)),
         ]
         found.append(Cloud(k.name, embed.tsne(points), groups, beside))
     pair = "around the mapping layer (level 4)" if number == 4 else f"of level {number}"
     caption = f"t-SNE of the features {pair}; {len(shown)} test pictures of defects; map: 1 - cosine of the pair"
+    caption += "; hatched: pixels to ignore" * (shown[0].ignored is not None)
     return clouds(found, caption)
 
 
@@ -183,10 +197,10 @@ def _features(k: Kept, shown: Sequence[Shown], number: int) -> tuple[np.ndarray,
     for s in shown:
         pair = level(detector, k.model.intake(s.sample.source)[0][None], number)
         differences.append(pair.difference[0])
-        share = _share(s.mask, pair.encoded.shape[2:])
+        share, marked = (_share(each, pair.encoded.shape[2:]) for each in (s.mask, s.marked))
         for side, feat in (("encoder", pair.encoded[0]), ("decoder", pair.decoded[0])):
             vectors.setdefault(f"{side}, defect", []).append(feat[:, share > 0.5].T)
-            vectors.setdefault(f"{side}, normal", []).append(feat[:, share == 0].T)
+            vectors.setdefault(f"{side}, normal", []).append(feat[:, marked == 0].T)
     chosen, groups = [], []
     for name, parts in vectors.items():
         every = np.concatenate(parts)
@@ -210,7 +224,7 @@ SCALE_NOTE = (
 
 
 def _scale(maps: Sequence[np.ndarray], shown: Sequence[Shown]) -> Scale:
-    good = np.concatenate([m[_share(s.mask, m.shape) == 0].ravel()[::7] for m, s in zip(maps, shown, strict=True)])
+    good = np.concatenate([m[_share(s.marked, m.shape) == 0].ravel()[::7] for m, s in zip(maps, shown, strict=True)])
     low, start, high = np.median(good), np.quantile(good, 0.99), max(m.max() for m in maps)
     return Scale(float(low), float(start), float(max(high, start + 1e-6)))
 
@@ -229,6 +243,8 @@ def _small(image: np.ndarray) -> np.ndarray:
 
 
 def _png(rows: Any, columns: Sequence[str], shown: Sequence[Shown], note: str) -> bytes:
+    hatched = any(s.ignored is not None for s in shown)
+    note = f"{note} Hatched: pixels to ignore." if hatched else note
     return _bytes(sheet(rows, columns=columns, names=[s.name for s in shown], caption=note, cell=CELL))
 
 

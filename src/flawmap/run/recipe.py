@@ -22,6 +22,7 @@ from flawmap.errors import DataError, UsageError
 from flawmap.images.decode import each_mask
 from flawmap.images.folder import sha256
 from flawmap.images.loco import regions as saturating
+from flawmap.images.masks.levels import sidecar
 from flawmap.run.progress import say
 from flawmap.types import Sample
 
@@ -195,12 +196,14 @@ def digest(samples: Iterable[Sample]) -> str:
 
 
 def truth(samples: Iterable[Sample]) -> str:
-    """SHA-256 over what a person says of the pictures: split, kind, and the masks' contents."""
+    """SHA-256 over what a person says of the pictures: split, kind, the masks' contents and what stands beside them."""
     rows = []
     for s in samples:
         masks = [sha256(replace(s, source=mask)) for mask in each_mask(s.mask)]
         regions = [saturation for _, saturation in saturating(s)]
-        rows.append(f"{s.name}\0{s.split}\0{s.kind}\0{masks}\0{regions}")
+        notes = [sidecar(mask) for mask in each_mask(s.mask) if isinstance(mask, Path)]
+        said = "".join(f"\0{sha256(replace(s, source=note))}" for note in notes if note.is_file())
+        rows.append(f"{s.name}\0{s.split}\0{s.kind}\0{masks}\0{regions}{said}")
     return hashlib.sha256("\n".join(sorted(rows)).encode(errors="surrogateescape")).hexdigest()
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flawmap.images.decode import decode, read_mask
+from flawmap.images.decode import decode
+from flawmap.images.masks.levels import read_mask
 from flawmap.report.heatmap import Scale, anchored
 from flawmap.report.page import Gallery, Picture, Report, Scored, write
 from flawmap.report.parts import picks
@@ -171,9 +172,9 @@ def _tested(model: Model, entry: Any, explained: bool) -> Picture:
     s: Sample = entry.sample
     image = decode(s.source)
     map = model.predict(s.source)[1] if entry.small is None else entry.small
-    mask = None if s.mask is None else read_mask(s.mask, image.shape[:2])
+    mask, ignored = (None, None) if s.mask is None else read_mask(s.mask, image.shape[:2], s.name)
     near = _near(model, s) if explained else {}
-    return Picture(s.name, s.part, s.kind, entry.score, entry.verdict, image, map, mask, **near)
+    return Picture(s.name, s.part, s.kind, entry.score, entry.verdict, image, map, mask, ignored=ignored, **near)
 
 
 def _explained(report: Report) -> set[int]:

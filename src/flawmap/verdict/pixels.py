@@ -50,6 +50,7 @@ class PixelMetrics:
         self._sketches: list[np.ndarray] = []  # (<= _SKETCH,) keys under the mask, one entry a defective picture
         self._components = self._regions = self._regionless = 0
         self._pictures = self._lost = self._unmasked = 0
+        self._ignored = np.zeros(3, np.int64)  # pixels; pictures that have some; defective ones where no more is marked
 
     def add(
         self,
@@ -58,13 +59,16 @@ class PixelMetrics:
         *,
         good: bool,
         regions: Sequence[tuple[np.ndarray, float]] | None = None,
+        ignored: np.ndarray | None = None,
     ) -> None:
         """One picture: (H, W) float32, (H, W) bool. A good one needs no mask; a defective one without makes all None.
 
         `regions` are what sPRO counts: each a mask (H, W) and how many of its pixels are enough. Together they are the
         mask, which may be left out then. A defective picture whose mask is empty (its crop lost the defect) counts as
-        lost; its pixels are good ones. Raises DataError for a map that is not finite, a mask of another size, a mask
-        with defects on a good picture, and regions that are not the mask.
+        lost; its pixels are good ones. Pixels that are `ignored` (H, W) count nowhere, in a mask or region neither; a
+        defective picture of which nothing else is marked is not lost, and its other pixels are good ones. Raises
+        DataError for a map that is not finite, a mask of another size, a mask with defects on a good picture, and
+        regions that are not the mask.
         """
         keys = _keys(map)
         regions = [(np.asarray(region, bool), saturation) for region, saturation in regions or ()]
@@ -76,16 +80,15 @@ class PixelMetrics:
         mask = np.asarray(mask, bool)
         if mask.shape != keys.shape:
             raise DataError(f"the map is {keys.shape} and its mask {mask.shape}: bring the map to the mask's size")
+        if (ignored := _ignored(ignored, keys.shape)) is not None:
+            mask, regions = mask & ~ignored, [(region & ~ignored, enough) for region, enough in regions]
         defect = mask.any()
         if good and defect:
             raise DataError("a good picture has a mask with defect pixels: mend its label or its mask")
         if self._unmasked:
             return
-        self._pictures += good
-        self._lost += not good and not defect
-        if not mask.all():
-            share = 1 / keys.size if good else 0.0
-            self._good_keys.setdefault(share, []).append(keys[~mask] if defect else keys.ravel())
+        self._lost += not good and not defect and ignored is None
+        self._add_outside(keys, mask if defect else None, ignored, good)
         self._buffered += keys.size
         if not good:
             self._add_defect(keys, mask, regions)
@@ -122,6 +125,8 @@ class PixelMetrics:
             "regions": self._regions,
             "lost": self._lost,
         }
+        if self._ignored.any():
+            counts |= dict(zip(("ignored_pixels", "ignoring", "only_ignored"), self._ignored.tolist(), strict=True))
         if self._unmasked:
             counts = dict.fromkeys(counts)
         values = {name: value for name, (value, _) in found.items()}
@@ -140,6 +145,16 @@ class PixelMetrics:
         found = credit(steps.good[1], *self.AUPIMO_BAND)[0][1::2][::-1]  # by rising map value
         places = [np.searchsorted(steps.lo, keys, "right") - 1 for keys in self._sketches]
         return np.array([found[at].mean() if len(at) else np.nan for at in places])
+
+    def _add_outside(self, keys: np.ndarray, mask: np.ndarray | None, ignored: np.ndarray | None, good: bool) -> None:
+        """The good pixels of a picture: all that are neither in its mask nor ignored."""
+        if ignored is not None:
+            self._ignored += np.array([np.count_nonzero(ignored), 1, mask is None and not good])
+            mask = ignored if mask is None else mask | ignored
+        outside = keys.ravel() if mask is None else keys[~mask]
+        if len(outside):
+            self._pictures += good
+            self._good_keys.setdefault(1 / len(outside) if good else 0.0, []).append(outside)
 
     def _add_defect(self, keys: np.ndarray, mask: np.ndarray, regions: Sequence[tuple[np.ndarray, float]]) -> None:
         inside = keys[mask]
@@ -311,6 +326,16 @@ def _component_weights(mask: np.ndarray) -> tuple[np.ndarray, int]:
     labels, count = label(mask, structure=np.ones((3, 3)))  # type: ignore[misc]
     own = np.asarray(labels)[mask].astype(np.intp)
     return 1 / np.bincount(own)[own], int(count)
+
+
+def _ignored(given: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray | None:
+    """(H, W) bool, or None where nothing is ignored. Raises DataError for another size."""
+    if given is None:
+        return None
+    ignored = np.asarray(given, bool)
+    if ignored.shape != shape:
+        raise DataError(f"the map is {shape} and what is ignored {ignored.shape}: bring the map to the mask's size")
+    return ignored if ignored.any() else None
 
 
 def _union(regions: Sequence[tuple[np.ndarray, float]], mask: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:

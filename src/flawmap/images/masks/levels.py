@@ -1,4 +1,4 @@
-"""A mask in three levels, and the shapes that it is made of.
+"""The one reader of masks: a mask in three levels, and the shapes that it is made of.
 
 levels   (H, W) uint8: 0 good, 255 defect, 128 ignore (nobody can say)
 shape    a patch of one label: its pixels in a box, and where the box lies
@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -20,6 +21,13 @@ from flawmap.images.decode import MOST_ID, Source, mask_values
 IGNORE, DEFECT = 128, 255
 IGNORED = "ignore"  # the label of what is ignored
 _TOUCHING = np.ones((3, 3))
+
+
+class Marks(NamedTuple):
+    """A mask in two: (H, W) bool each, never both. `ignored` is None where nothing is, so that it costs nothing."""
+
+    defect: np.ndarray
+    ignored: np.ndarray | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,25 +62,50 @@ def read_levels(source: Source | tuple[Source, ...], size_hw: tuple[int, int], o
     """(H, W) uint8 of 0, 128, 255, and whether other greys had to be cut.
 
     128 is ignore only where all values are 0, 128 or 255, or where a sidecar (MASK.png.json, `{"ignore": 128}`) says
-    so. Values up to 15 are ids of classes, and every one but 0 is defect; other masks are cut above half. Of several
-    masks of one picture a defect in any is one. DataError: not as large as the picture.
+    so. Values up to 15 are ids of classes, and every one but 0 is defect; other masks are cut above half, in any
+    channel. Of several masks of one picture a defect in any is one. DataError: not as large as the picture, which `of`
+    names.
     """
     if isinstance(source, tuple):
+        if not source:
+            raise DataError(f"{of}: its mask is of no files; give None where there is no mask")
         both = [read_levels(each, size_hw, of) for each in source]
         levels = np.maximum.reduce([levels for levels, _ in both])
         return levels, any(cut for _, cut in both)
-    values = mask_values(source, size_hw, of)
+    return levels_in(mask_values(source, size_hw, of), source)
+
+
+def levels_in(values: np.ndarray, source: Source) -> tuple[np.ndarray, bool]:
+    """The same of the values (H, W) that one mask holds; `source` is where its sidecar may lie."""
     if values.max() <= MOST_ID:
-        return np.where(values > 0, DEFECT, 0).astype(np.uint8), False
-    pure = values.dtype == np.uint8 and bool(np.isin(values, (0, IGNORE, DEFECT)).all())
-    levels = np.where(values > np.iinfo(values.dtype).max // 2, DEFECT, 0).astype(np.uint8)
+        return (values > 0).view(np.uint8) * np.uint8(DEFECT), False
+    levels = (values > np.iinfo(values.dtype).max // 2).view(np.uint8) * np.uint8(DEFECT)
+    other = values[(values != 0) & (values != DEFECT)]  # few or none
+    pure = values.dtype == np.uint8 and bool((other == IGNORE).all())
+    if pure and not other.size:
+        return levels, False
     if pure or (values.dtype == np.uint8 and isinstance(source, Path | str) and _says_ignore(Path(source))):
         levels[values == IGNORE] = IGNORE
     return levels, not pure
 
 
+def read_mask(source: Source | tuple[Source, ...], size_hw: tuple[int, int], of: str = "its picture") -> Marks:
+    """What is defect and what is ignored, by the rules of `read_levels`."""
+    return marks(read_levels(source, size_hw, of)[0])
+
+
+def marks(levels: np.ndarray) -> Marks:
+    ignored = levels == IGNORE
+    return Marks(levels == DEFECT, ignored if ignored.any() else None)
+
+
+def sidecar(mask: Path) -> Path:
+    """The file beside a mask that can say what 128 means in it."""
+    return mask.with_name(f"{mask.name}.json")
+
+
 def _says_ignore(mask: Path) -> bool:
-    path = mask.with_name(f"{mask.name}.json")
+    path = sidecar(mask)
     if not path.exists():
         return False
     try:
