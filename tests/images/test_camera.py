@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flawmap.errors import DataError, UsageError
+from flawmap.errors import DataError, MissingExtra, UsageError
 from flawmap.images.camera import camera
 
 
@@ -75,7 +77,8 @@ def test_a_film_gives_its_frames_without_loss_until_it_ends(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["", "replay", "replay:", "uvc:", "uvc:x", "file:a", "/dev/video0", "video:nowhere.avi"]
+    "name",
+    ["", "replay", "replay:", "uvc:", "uvc:x", "file:a", "/dev/video0", "video:nowhere.avi", "genicam", "basler"],
 )
 def test_what_is_no_camera_is_refused(name: str) -> None:
     with pytest.raises(UsageError):
@@ -87,6 +90,22 @@ def test_a_camera_that_is_not_there_is_an_error_without_its_password() -> None:
     with pytest.raises(DataError, match="cannot be opened") as error:
         camera("rtsp://user:secret@127.0.0.1:1/stream")
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [
+        ("uvc:0", "cv2", "capture"),
+        ("genicam:", "genicam", "capture"),
+        ("basler:", "pypylon", "basler"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(
+    name: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # its import fails
+    with pytest.raises(MissingExtra, match=re.escape(f'pip install "flawmap[{extra}]"')):
+        camera(name)
 
 
 def test_a_replay_goes_on_behind_a_picture_and_has_nothing_to_set(folder: Path) -> None:

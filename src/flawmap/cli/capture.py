@@ -16,7 +16,7 @@ def capture(verbs: Any) -> None:
     verb = add_verb(verbs, "capture", _run, "take the pictures of a plan, or list the cameras of this machine")
     verb.add_argument("plan", metavar="PLAN", help="a TOML file; or the word cameras: list those that are found")
     verb.add_argument("--out", type=Path, metavar="DIR", help="where pictures go; a folder that is begun goes on")
-    verb.add_argument("--camera", default="", metavar="NAME", help="in place of the plan's: replay:DIR, uvc:0 ...")
+    verb.add_argument("--camera", default="", metavar="NAME", help="in place of the plan's: replay:DIR, genicam:0 ...")
     verb.add_argument("--dry-run", action="store_true", help="move nothing: draw poses and shots, estimate the time")
 
 

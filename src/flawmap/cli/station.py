@@ -44,7 +44,7 @@ def serve(verbs: Any) -> None:
 
 def _about_pictures(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--watch", type=Path, metavar="DIR", help="inspect every new picture in this folder")
-    verb.add_argument("--camera", default="", metavar="NAME", help="replay:DIR, uvc:0, rtsp://... or video:FILE")
+    verb.add_argument("--camera", default="", metavar="NAME", help="replay:DIR, uvc:0, genicam:WHICH, rtsp://...")
     verb.add_argument("--every", type=float, metavar="S", help="the camera takes a part every so many seconds")
     verb.add_argument("--part-pattern", metavar="REGEX", help="its first group in a picture's name is the part shown")
     verb.add_argument("--keep", type=Path, metavar="DIR", help="keep pictures of parts here")

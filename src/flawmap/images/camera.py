@@ -4,6 +4,8 @@ replay:DIR     the pictures of a folder, one after the other, from the first aga
 uvc:0          a USB camera, by its number (extra `capture`)
 rtsp://...     a camera on the network (extra `capture`)
 video:FILE     the frames of a film, to its end (extra `capture`)
+genicam:WHICH  a camera of any maker by the GenICam standard (extra `capture`; genicam.py)
+basler:WHICH   a Basler camera (extra `basler`; basler.py)
 """
 
 from __future__ import annotations
@@ -30,6 +32,11 @@ class Shot(NamedTuple):
 class Camera(Protocol):
     name: str
 
+    @property
+    def exposure_unit(self) -> str | None:
+        """us: microseconds; driver: its own; None: there is nothing to tell."""
+        ...
+
     def grab(self, views: int = 1) -> Sequence[Shot]:
         """So many pictures, taken now, one after the other. DataError: the camera gives none."""
         ...
@@ -37,7 +44,7 @@ class Camera(Protocol):
     def adjust(self, exposure: float | None, gain: float | None) -> dict[str, float | None]:
         """Sets what is not None, in the camera's own unit; gives what is set now, None where nobody knows.
 
-        UsageError: this camera cannot be set. DataError: it did not take the value.
+        UsageError: this camera cannot be set, or not so. DataError: it did not take the value.
         """
         ...
 
@@ -50,6 +57,8 @@ class Camera(Protocol):
 
 class Replay:
     """Pictures of a folder in the order of their names. What is put into it later comes at the next round."""
+
+    exposure_unit = None
 
     def __init__(self, folder: Path) -> None:
         self.name, self.folder = f"replay of {folder.name}", folder
@@ -94,6 +103,8 @@ class Video:
 
     live  drop what the driver holds already: it was taken before it was asked for
     """
+
+    exposure_unit = "driver"
 
     def __init__(self, source: int | str, name: str, *, live: bool = True) -> None:
         try:
@@ -181,7 +192,18 @@ def camera(text: str) -> Camera:
         if not Path(rest).is_file():
             raise UsageError(f"{rest}: there is no such film")
         return Video(rest, text, live=False)
-    raise UsageError(f"no camera {text!r}; there are replay:DIR, uvc:NUMBER, rtsp://HOST/PATH, video:FILE")
+    if kind == "genicam" and ":" in text:
+        from flawmap.images.genicam import genicam_camera
+
+        return genicam_camera(rest)
+    if kind == "basler" and ":" in text:
+        from flawmap.images.basler import basler_camera
+
+        return basler_camera(rest)
+    raise UsageError(
+        f"no camera {text!r}; there are replay:DIR, uvc:NUMBER, rtsp://HOST/PATH, video:FILE, genicam:WHICH, "
+        "basler:WHICH"
+    )
 
 
 def _without_password(url: str) -> str:
