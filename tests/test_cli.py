@@ -160,7 +160,9 @@ def test_every_verb_has_help_and_is_in_this_list():
         helped = _flawmap(verb, "--help")
         assert (helped.code, helped.err) == (0, "")
         assert helped.out.startswith(f"usage: flawmap {verb}")
-        assert "--json" in helped.out
+        below = next((a for a in action.choices[verb]._actions if isinstance(a, argparse._SubParsersAction)), None)
+        for words in [[verb, what] for what in below.choices] if below else [[verb]]:
+            assert "--json" in _flawmap(*words, "--help").out
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import ast
 import dataclasses
 import inspect
 import json
+import os
 import re
 import runpy
 import shlex
@@ -59,6 +60,11 @@ def _verbs() -> dict[str, argparse.ArgumentParser]:
 VERBS = _verbs()
 
 
+def _whats(verb: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The verbs below a verb, as of `flawmap masks`."""
+    return next((dict(a.choices) for a in verb._actions if isinstance(a, argparse._SubParsersAction)), {})
+
+
 def _options_of(verb: argparse.ArgumentParser) -> set[str]:
     return {name for action in verb._actions for name in action.option_strings} - {"-h", "--help"}
 
@@ -81,9 +87,16 @@ def _blocks(text: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_option_of_a_verb_stands_under_its_heading_and_no_other(verb: str) -> None:
     section = _section("docs/cli.md", verb)
-    documented = set(re.findall(r"^\| `(--[a-z0-9-]+)`", section, re.MULTILINE))
-    assert documented == _options_of(VERBS[verb])
-    assert re.search(rf"^flawmap {verb}\b", section, re.MULTILINE), "no command line to copy"
+    first, *below = re.split(r"^### ", section, flags=re.MULTILINE)
+    parsers = {verb: VERBS[verb]} | {f"{verb} {what}": parser for what, parser in _whats(VERBS[verb]).items()}
+    sections = {verb: first} | dict(each.split("\n", 1) for each in below)
+    if len(parsers) == 1:
+        sections = {verb: section}
+    assert sections.keys() == parsers.keys()
+    for words, parser in parsers.items():
+        documented = set(re.findall(r"^\| `(--[a-z0-9-]+)`", sections[words], re.MULTILINE))
+        assert documented == _options_of(parser)
+        assert re.search(rf"^flawmap {words}\b", sections[words], re.MULTILINE), "no command line to copy"
 
 
 def test_every_verb_stands_in_the_table_of_verbs() -> None:
@@ -469,7 +482,20 @@ def test_several_views_get_one_verdict(
     assert lines[-1].startswith("no verdict: the calibration judges parts of 2 views, this part has 1")
 
 
+@pytest.mark.usefixtures("_one_thread")
+def test_a_simulated_robot_takes_a_data_set_that_is_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("rtde_control", reason="ur-rtde has no wheel for this platform")
+    address = f"127.{os.getpid() % 200 + 2}.{os.getpid() // 200 % 250}.77"
+    _run("05_robot_capture.py", tmp_path, "--parts", 4, "--size", 64, "--address", address)
+    said = capsys.readouterr().out
+    assert "{'pictures': 12, 'parts': 4," in said
+    assert "4 good parts promise at most 20.0 % false alarms" in said
+    facts = [json.loads(side.read_text()) for side in tmp_path.glob("captured/*/*.json")]
+    assert sorted(round(each["pose"][0]) for each in facts) == [200] * 4 + [205] * 4 + [210] * 4
+    assert (tmp_path / "evaluation/report.html").exists()
+
+
 def test_every_example_is_run_by_a_test() -> None:
     source = Path(__file__).read_text("utf-8")
     assert [path.name for path in EXAMPLES if f'_run("{path.name}"' not in source] == []
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5

@@ -73,8 +73,8 @@ def test_a_plan_is_read_into_its_shots_in_their_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("before", "after", "why"),
     [
-        ("camera =", "kamera =", r"kamera: unknown; known here are robot, camera, parts"),
-        ('"hand"', '"ur5"', r"robot: no robot 'ur5'; there are none, hand"),
+        ("camera =", "kamera =", r"kamera: unknown; known here are robot, camera, address, lights, parts"),
+        ('"hand"', '"ur5"', r"robot: no robot 'ur5'; there are none, hand, ur"),
         ('"hand"', '"none"', r"robot: none moves nothing"),
         ("count = 3\nfirst", 'count = "3"\nfirst', r"parts\.count: is '3'; give a whole number"),
         ("count = 3\nfirst", "count = true\nfirst", r"parts\.count: is True; give a whole number"),
@@ -152,7 +152,7 @@ def test_a_hand_refuses_a_pose_outside_before_anybody_moves(
 def test_a_fixed_camera_does_not_move_and_others_are_not_known() -> None:
     with pytest.raises(UsageError, match="moves nothing"):
         robot("none").move((0, 0, 0, 0, 0, 0), 1)
-    with pytest.raises(UsageError, match="no robot 'ur5'; there are none, hand"):
+    with pytest.raises(UsageError, match="no robot 'ur5'; there are none, hand, ur"):
         robot("ur5")
 
 
@@ -160,3 +160,57 @@ def test_the_plan_of_the_page_can_be_taken(tmp_path: Path) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs/capture.md").read_text("utf-8")
     plan = read_plan(_write(tmp_path, page.split("```toml\n")[1].split("```")[0]))
     assert (len(plan.parts), plan.per_part, plan.camera) == (300, 6, "uvc:0")
+
+
+UR = """robot = "ur"
+address = "192.168.1.10"
+
+[lights]
+ring = 0
+"dark field" = 16
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        ("", "", None),
+        ('address = "192.168.1.10"', "", r"address: is ''; give the robot's, as 192\.168\.1\.10"),
+        ("192.168.1.10", "10.0.0.1:30004", r"address: is '10\.0\.0\.1:30004'.*its ports are fixed"),
+        ("ring = 0", "ring = 18", r"lights\.ring: is 18; give a number from 0 to 17"),
+        ("ring = 0", "ring = true", r"lights\.ring: is True; give a whole number"),
+        ("ring = 0", "ring = 16", r"lights: two of them have one output"),
+        ("ring = 0", "rung = 0", r"setup\[1\]\.view: no light 'ring' in \[lights\]; there are: rung, dark field"),
+        ('shift = "three"\n', "", None),
+        (
+            'pose = [200, 150, 300, 0, 0, 0]\nshift = "three"\n',
+            "",
+            r"setup\[1\]\.pose: missing; robot ur goes to poses",
+        ),
+        ("speed = 100", "speed = 100\nacceleration = 0", r"limits\.acceleration: is 0; give a number from 1"),
+        ("first = 8", "by_hand = 1", r"parts\.by_hand: is 1; give true or false"),
+        ('robot = "ur"', 'robot = "hand"', r"address: is for robot ur, and the robot is hand; leave it out"),
+    ],
+)
+def test_a_robot_has_an_address_poses_and_lights_that_it_knows(
+    tmp_path: Path, before: str, after: str, why: str | None
+) -> None:
+    text = PLAN.replace('robot = "hand"\n', UR)
+    path = _write(tmp_path, text.replace(before, after, 1) if before else text)
+    if why is not None:
+        with pytest.raises(UsageError, match=why):
+            read_plan(path)
+        return
+    plan = read_plan(path)
+    assert (plan.address, plan.lights, plan.by_hand) == ("192.168.1.10", {"ring": 0, "dark field": 16}, True)
+    assert plan.limits is not None
+    assert plan.limits.acceleration == 300
+
+
+def test_the_plan_of_a_robot_on_the_page_can_be_taken(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs/capture.md").read_text("utf-8")
+    first, robot = (block.split("```")[0] for block in page.split("```toml\n")[1:3])
+    head = robot.split("[lights]")[0]
+    text = head + first.split("\n", 2)[2] + "\n[lights]" + robot.split("[lights]")[1]
+    plan = read_plan(_write(tmp_path, 'camera = "uvc:0"\n' + text))
+    assert (plan.robot, plan.address, plan.lights) == ("ur", "192.168.1.10", {"ring": 0, "dark field": 1})

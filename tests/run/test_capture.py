@@ -28,7 +28,7 @@ from PIL import Image, ImageFilter
 from flawmap.cli import main
 from flawmap.errors import DataError, UsageError
 from flawmap.images.audit import audit
-from flawmap.images.folder import find, sha256
+from flawmap.images.folder import find, sha256, strays
 from flawmap.run.capture import capture, rehearse
 from flawmap.run.fit import fit
 
@@ -187,6 +187,18 @@ def test_a_fit_on_the_folder_knows_the_parts(world: Path, tmp_path: Path) -> Non
     assert not audit(find(out)).spoils
 
 
+def test_what_a_capture_lays_beside_its_pictures_is_not_told_as_strange(tmp_path: Path) -> None:
+    source, plan, out = _pictures(tmp_path / "seen", 8), _plan(tmp_path / "plan.toml"), tmp_path / "out"
+    capture(plan, out, f"replay:{source}")
+    rehearse(plan, out)
+    assert strays(out, find(out)) == []
+    (out / "b-01/notes.json").write_text("{}")
+    (out / "capture.toml").touch()
+    assert strays(out, find(out)) == ["capture.toml", "b-01/notes.json"]
+    (out / "capture.json").unlink()
+    assert len(strays(out, find(out))) == 8 + 3  # of a folder that was not captured, all is told; plan.svg too
+
+
 def test_a_folder_takes_one_plan_one_camera_and_one_capture_at_a_time(tmp_path: Path) -> None:
     source, plan, out = _pictures(tmp_path / "seen", 8), _plan(tmp_path / "plan.toml"), tmp_path / "out"
     capture(plan, out, f"replay:{source}")
@@ -270,7 +282,7 @@ def test_a_sidecar_says_how_its_picture_was_taken(tmp_path: Path) -> None:
     assert facts["sha256"] == sha256(sample)
     assert (facts["part"], facts["setup"], facts["view"], facts["light"]) == ("b-01", "top", "dark", "ring")
     assert (facts["height"], facts["width"], facts["bits"]) == (20, 30, 16)
-    assert (facts["exposure"], facts["asked"]) == (None, {"exposure": 4.5, "gain": None})
+    assert (facts["exposure"], facts["asked"]) == (None, {"exposure": 4.5, "gain": None, "pose": None})
     pixels = np.asarray(Image.open(source / "1.tif"))
     np.testing.assert_array_equal(np.asarray(Image.open(out / "b-01/top_dark.png")), pixels)
     assert facts["measured"]["brightness"] == pytest.approx(pixels.mean() / 4095)

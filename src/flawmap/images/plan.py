@@ -22,7 +22,12 @@ from flawmap.types import GOOD
 PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?<!\.)")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")  # of setups and views: _ stands between them in a file's name
 MOST_SHOTS = 1_000_000
-_KINDS: dict[type, str] = {str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
+_KINDS: dict[type, str] = {
+    **{str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "a table"},
+    bool: "true or false",
+}
+HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?")
+OUTPUTS = 18  # digital outputs of a UR robot: 8 standard, 8 configurable, 2 of the tool
 _NEEDED = object()
 
 
@@ -81,6 +86,9 @@ class Plan:
     robot: str = "none"
     limits: Limits | None = None
     checks: Checks = field(default_factory=Checks)
+    address: str = ""  # of a robot
+    lights: Mapping[str, int] = field(default_factory=dict)  # name -> digital output of the robot
+    by_hand: bool = True  # a person changes the parts, where a robot moves
 
     @property
     def sha256(self) -> str:
@@ -140,6 +148,9 @@ class _Table:
             raise UsageError(f"{self.key(key)}: is {found:g}; give a number {bounds}")
         return found
 
+    def names(self) -> list[str]:
+        return list(self._left)
+
     def end(self) -> None:
         if self._left:
             wrong = ", ".join(self.key(key) for key in self._left)
@@ -161,7 +172,9 @@ def _plan(text: str, values: Mapping[str, Any], folder: Path) -> Plan:
     if robot not in KINDS:
         raise UsageError(f"robot: no robot {robot!r}; there are {', '.join(KINDS)}")
     camera = table.get("camera", str, "")
-    parts = _parts(_Table(table.get("parts", dict), "parts"))
+    address = table.get("address", str, "")
+    lights = _lights(_Table(table.get("lights", dict, {}), "lights"))
+    parts, by_hand = _parts(_Table(table.get("parts", dict), "parts"))
     limits = _limits(table.get("limits", dict, None))
     shifts = {name: _shift(_Table(v, f"shift.{name}")) for name, v in table.get("shift", dict, {}).items()}
     checks = _checks(_Table(table.get("checks", dict, {}), "checks"))
@@ -171,20 +184,34 @@ def _plan(text: str, values: Mapping[str, Any], folder: Path) -> Plan:
     if not setups:
         raise UsageError("setup: none is given; write [[setup]]")
     _refuse_twice([setup.name for setup in setups], "setup")
-    plan = Plan(text, parts, setups, camera, robot, limits, checks)
+    plan = Plan(text, parts, setups, camera, robot, limits, checks, address, lights, by_hand in (None, True))
     if robot == "none":
         _refuse_moved(setups)
+    if robot == "ur":
+        _refuse_unknown(plan)
+    elif address or lights or by_hand is not None:
+        given = "address" if address else "lights" if lights else "parts.by_hand"
+        raise UsageError(f"{given}: is for robot ur, and the robot is {robot}; leave it out")
     _refuse_left_over(setups)
     if plan.per_part * len(parts) > MOST_SHOTS:
         raise UsageError(f"parts: {plan.per_part * len(parts)} pictures are planned, more than {MOST_SHOTS}")
     return plan
 
 
-def _parts(table: _Table) -> list[str]:
+def _lights(table: _Table) -> dict[str, int]:
+    lights = {name: table.number(name, _NEEDED, 0, OUTPUTS - 1, int) for name in table.names()}
+    if len(set(lights.values())) < len(lights):
+        raise UsageError("lights: two of them have one output; give each its own")
+    return lights
+
+
+def _parts(table: _Table) -> tuple[list[str], bool | None]:
+    """Their names; whether a person changes them, where that is said."""
     names = table.get("names", list, None)
     pattern = table.get("pattern", str, None)
     count = table.number("count", None, 1, MOST_SHOTS, int)
     first = table.number("first", 1, 0, kind=int)
+    by_hand = table.get("by_hand", bool, None)
     table.end()
     if (names is None) == (pattern is None) or (pattern is None) != (count is None):
         raise UsageError('parts: give pattern and count, as pattern = "bottle-####", count = 20; or names alone')
@@ -199,7 +226,7 @@ def _parts(table: _Table) -> list[str]:
         if name.lower() in NOT_GOOD | {GOOD}:
             raise UsageError(f"parts: {name!r} would be taken for a kind or a split by flawmap fit; call it otherwise")
     _refuse_twice(names, "parts")
-    return names
+    return names, by_hand
 
 
 def _limits(values: Any) -> Limits | None:
@@ -214,7 +241,8 @@ def _limits(values: Any) -> Limits | None:
     workspace = [(_of(row[0], float, "limits.workspace"), _of(row[1], float, "limits.workspace")) for row in rows]
     if any(low > high for low, high in workspace):
         raise UsageError("limits.workspace: a least is above its most")
-    limits = Limits(workspace, table.number("speed", _NEEDED, 0.001))
+    speed = table.number("speed", _NEEDED, 0.001)
+    limits = Limits(workspace, speed, table.number("acceleration", Limits.acceleration, 1, 10_000))
     table.end()
     return limits
 
@@ -314,6 +342,19 @@ def _refuse_moved(setups: Sequence[Setup]) -> None:
         raise UsageError("robot: none moves nothing, so give one setup without pose; or take robot hand")
     if len({view.light for view in setups[0].views}) > 1:
         raise UsageError("setup[1].view: robot none switches no light, so name one in all views; or take robot hand")
+
+
+def _refuse_unknown(plan: Plan) -> None:
+    """A robot has an address, goes to poses, and knows its lights."""
+    if not HOST.fullmatch(plan.address):
+        raise UsageError(f"address: is {plan.address!r}; give the robot's, as 192.168.1.10 (its ports are fixed)")
+    for number, setup in enumerate(plan.setups, 1):
+        if setup.poses == (None,):
+            raise UsageError(f"setup[{number}].pose: missing; robot ur goes to poses")
+        for view in setup.views:
+            if view.light and view.light not in plan.lights:
+                known = ", ".join(plan.lights) or "none"
+                raise UsageError(f"setup[{number}].view: no light {view.light!r} in [lights]; there are: {known}")
 
 
 def _refuse_left_over(setups: Sequence[Setup]) -> None:

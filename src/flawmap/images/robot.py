@@ -2,6 +2,7 @@
 
 none   a fixed camera: nothing moves
 hand   a person moves, switches the light, and presses Enter
+ur     a robot of Universal Robots moves and switches (ur.py, extra `capture`)
 """
 
 from __future__ import annotations
@@ -9,14 +10,18 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from flawmap.errors import UsageError
+from flawmap.errors import DataError, UsageError
 
-Pose = tuple[float, float, float, float, float, float]  # x y z in mm, then rx ry rz in degrees
+Pose = tuple[float, float, float, float, float, float]  # x y z in mm, then the rotation vector rx ry rz in degrees
 AXES = ("x", "y", "z")
+
+
+class RobotFault(DataError):
+    """A robot that is not where it was sent, or does not answer: nothing is tried again."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Limits:
 
     workspace: Sequence[tuple[float, float]]  # least and most of x, y, z, mm
     speed: float  # mm/s
+    acceleration: float = 300.0  # mm/s², with which a robot speeds up and slows down
 
     def refuse(self, pose: Sequence[float], speed: float, where: str) -> None:
         """UsageError: the pose lies outside, or the speed is above. `where` says whose they are."""
@@ -72,6 +78,10 @@ class Robot(Protocol):
         """Holds still, now. May be called at any time, and twice."""
         ...
 
+    def close(self) -> None:
+        """Light off, connections at their end. May be called twice."""
+        ...
+
 
 class Fixed:
     """A fixed camera and one light; parts come by themselves, as those of a replay or on a belt."""
@@ -95,6 +105,8 @@ class Fixed:
 
     def stop(self) -> None: ...
 
+    def close(self) -> None: ...
+
 
 class Hand:
     """A person is told on stderr what to do, all at once, and presses Enter when it is done."""
@@ -102,8 +114,7 @@ class Hand:
     kind, waits = "hand", True
 
     def __init__(self, limits: Limits | None) -> None:
-        if not sys.stdin or sys.stdin.closed or not sys.stdin.isatty():
-            raise UsageError("robot hand waits for Enter, and stdin is no terminal; start it in one, or take none")
+        refuse_no_terminal("robot hand waits for Enter", "take none")
         self._limits = limits
         self._pose: Pose | None = None
         self._setup = self._light = ""
@@ -133,9 +144,7 @@ class Hand:
 
     def settle(self, seconds: float) -> None:
         if self._to_do:
-            print(f"{'; '.join(self._to_do)}; then Enter ", end="", file=sys.stderr, flush=True)
-            if not sys.stdin.readline():  # Ctrl-D: nobody is there any more
-                raise KeyboardInterrupt
+            wait_for_enter("; ".join(self._to_do))
             self._to_do.clear()
         time.sleep(seconds)
 
@@ -146,14 +155,43 @@ class Hand:
     def stop(self) -> None:
         self._to_do.clear()
 
+    def close(self) -> None: ...
 
-KINDS = ("none", "hand")
+
+def refuse_no_terminal(why: str, instead: str) -> None:
+    if not sys.stdin or sys.stdin.closed or not sys.stdin.isatty():
+        raise UsageError(f"{why}, and stdin is no terminal; start it in one, or {instead}")
 
 
-def robot(kind: str, limits: Limits | None = None) -> Robot:
-    """By its name, as at the top of this file. UsageError: there is no such kind, or it cannot work here."""
+def wait_for_enter(what: str) -> None:
+    """KeyboardInterrupt at Ctrl-D: nobody is there any more."""
+    print(f"{what}; then Enter ", end="", file=sys.stderr, flush=True)
+    if not sys.stdin.readline():
+        raise KeyboardInterrupt
+
+
+KINDS = ("none", "hand", "ur")
+
+
+def robot(
+    kind: str,
+    limits: Limits | None = None,
+    address: str = "",
+    lights: Mapping[str, int] | None = None,
+    by_hand: bool = True,
+) -> Robot:
+    """By its name, as at the top of this file. UsageError: there is no such kind, or it cannot work here.
+
+    `address`, `lights` (name -> digital output) and `by_hand` (a person changes parts, and presses Enter) are of `ur`.
+    """
     if kind == "none":
         return Fixed()
     if kind == "hand":
         return Hand(limits)
+    if kind == "ur":
+        from flawmap.images.ur import UR
+
+        if limits is None:
+            raise UsageError("limits: missing; without workspace and speed nothing is moved")
+        return UR(address, limits, lights or {}, by_hand)
     raise UsageError(f"no robot {kind!r}; there are {', '.join(KINDS)}")

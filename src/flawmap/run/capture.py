@@ -23,16 +23,17 @@ import numpy as np
 from flawmap.errors import DataError, UsageError
 from flawmap.images import camera as cameras
 from flawmap.images.decode import MAX_MPX, read_pixels
+from flawmap.images.folder import DRAWING, STATE
 from flawmap.images.plan import Checks, Plan, Setup, Shot, View, read_plan
 from flawmap.images.png import as_png
 from flawmap.images.quality import brightness, saturation, sharpness
-from flawmap.images.robot import Robot, robot
+from flawmap.images.robot import Robot, RobotFault, robot
 from flawmap.report.poses import Stop, drawing
 from flawmap.run.claim import claimed
 from flawmap.run.progress import Tick, progress, say
 from flawmap.run.recipe import write_csv
 
-STATE, LIST, DRAWING, LOCK = "capture.json", "parts.csv", "plan.svg", ".capture.lock"
+LIST, LOCK = "parts.csv", ".capture.lock"
 SHOT_S, HAND_S = 0.3, 10.0  # taken for a picture, and for what a person does, where time is estimated
 
 
@@ -75,7 +76,8 @@ def rehearse(path: Path, out: Path) -> dict[str, Any]:
     """Draws the plan into `out`, and estimates; nothing is opened and nothing moves."""
     plan = read_plan(path)
     seconds, moves = _estimate(plan)
-    person = f", {HAND_S:g} s for each thing that a person does" if plan.robot == "hand" else ""
+    asks = plan.robot == "hand" or (plan.robot == "ur" and plan.by_hand)
+    person = f", {HAND_S:g} s for each thing that a person does" if asks else ""
     assumes = f"{SHOT_S:g} s for a picture{person}"
     shots = plan.per_part * len(plan.parts)
     note = f"{len(plan.parts)} parts, {shots} pictures, {moves} moves, about {_clock(seconds)}, at {assumes}"
@@ -133,27 +135,29 @@ def _done(plan: Plan, out: Path, verify: bool) -> dict[str, dict[str, Any]]:
 
 def _work(plan: Plan, name: str, out: Path, levels: Mapping[Path, Levels], done: dict[str, dict[str, Any]]) -> None:
     total = plan.per_part * len(plan.parts)
-    arm = robot(plan.robot, plan.limits)
     seen = cameras.camera(name)
     last = [done[shot.name] for shot in plan.shots() if shot.name in done][-1:]
     if last:
         seen.after(last[0]["frame"])
         say(f"going on: {len(done)} of {total} pictures are there")
-    # A bar would be drawn over what a person is asked.
-    display = (
-        nullcontext(lambda count: say(f"{count} of {total} pictures")) if arm.waits else progress("capture", total)
-    )
+    arm: Robot | None = None
     try:
-        with _terminable(), display as tick:
-            _shoot(_Station(plan, arm, seen, levels, done), out, tick)
+        with _terminable():
+            arm = robot(plan.robot, plan.limits, plan.address, plan.lights, plan.by_hand)
+            # A bar would be drawn over what a person is asked.
+            words = nullcontext(lambda count: say(f"{count} of {total} pictures"))
+            with words if arm.waits else progress("capture", total) as tick:
+                _shoot(_Station(plan, arm, seen, levels, done), out, tick)
     except BaseException:
-        arm.stop()
+        if arm is not None:
+            arm.stop()
         done = _done(plan, out, verify=False)  # the last may have come to the disk without having been counted
         _list(plan, out, done)
         say(f"stopped after {len(done)} of {total} pictures{_lacking(plan, done)}; the same command goes on")
         raise
     finally:
-        arm.stop()
+        if arm is not None:
+            arm.close()
         seen.close()
 
 
@@ -199,6 +203,8 @@ class _Station:
         for number in range(1, self.plan.checks.tries + 1):
             try:
                 return self._take(shot, number)
+            except RobotFault:
+                raise
             except DataError as error:
                 why = str(error)
                 say(f"{shot.name}, try {number} of {self.plan.checks.tries}: {why}")
@@ -219,11 +225,12 @@ class _Station:
         found = measured(pixels, self.plan.checks, shot.view, self._levels)
         self._pixels[digest] = shot.name
         pose = self._robot.pose()
-        asked = {"exposure": shot.view.exposure, "gain": shot.view.gain}
+        asked = {"exposure": shot.view.exposure, "gain": shot.view.gain, "pose": shot.pose}
         facts = {
             **{"part": shot.part, "setup": shot.setup.name, "view": shot.view.name, "shift": shot.shift + 1},
             **{"time": when, "camera": self._camera.name, "frame": frame.name},
             **{"exposure": setting["exposure"], "gain": setting["gain"], "asked": asked},
+            **{"exposure_unit": self._camera.exposure_unit if setting["exposure"] is not None else None},
             **{"robot": self._robot.kind, "pose": pose, "light": shot.view.light},
             **{"height": pixels.shape[0], "width": pixels.shape[1], "bits": 8 * pixels.dtype.itemsize},
             **{"sha256": hashlib.sha256(png).hexdigest(), "pixels_sha256": digest, "plan_sha256": self.plan.sha256},
@@ -345,12 +352,14 @@ def _estimate(plan: Plan) -> tuple[float, int]:
     for shot in plan.shots():
         here = (shot.part, shot.setup.name, shot.view.light)
         asked = here != before or (shot.pose is not None and shot.pose != at)
+        if plan.robot != "hand":
+            asked = plan.robot == "ur" and plan.by_hand and here[:1] != (before or ())[:1]
         if shot.pose is not None and shot.pose != at:
             moves += 1
             seconds += (
                 0.0 if at is None else float(np.linalg.norm(np.subtract(shot.pose[:3], at[:3]))) / shot.setup.speed
             )
-        seconds += SHOT_S + shot.setup.settle_s + (HAND_S if plan.robot == "hand" and asked else 0.0)
+        seconds += SHOT_S + shot.setup.settle_s + (HAND_S if asked else 0.0)
         at, before = shot.pose or at, here
     return seconds, moves
 
