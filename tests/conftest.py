@@ -93,6 +93,17 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_world(tmp_path_factory.mktemp("world") / "parts" / "square")
 
 
+@pytest.fixture(scope="session")
+def flaw(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A calibrated bundle of the tiny world."""
+    from flawmap.run.fit import fit
+
+    folder = tmp_path_factory.mktemp("flaw")
+    model = fit(world, "patchcore", options={"size": 64}, false_alarm=0.2, out=folder / "run")
+    model.save(folder / "square.flaw")
+    return folder / "square.flaw"
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
     """A browser for one file of tests: while its client lives, nothing else of asyncio runs in this process."""

@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "report": _BASE | {"verdict"},
     "run": _BASE | {"images", "synthesis", "features", "detectors", "verdict", "report"},
     "station": _LINE | {"__init__"},
-    "cli": _LINE | {"__init__", "station"},
+    "editor": _LINE | {"__init__", "station"},
+    "cli": _LINE | {"__init__", "station", "editor"},
     "__init__": _BASE | {"verdict", "run"},
 }
 TRAINING = {"torch", "torchvision", "timm", "onnx", "onnxscript"}

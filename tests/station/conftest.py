@@ -16,7 +16,6 @@ import httpx
 import pytest
 import uvicorn
 
-from flawmap.run.fit import fit
 from flawmap.station.access import Access, new_token, read_tokens
 from flawmap.station.app import create_app
 from flawmap.station.ledger import Ledger
@@ -24,15 +23,6 @@ from flawmap.station.line import Line, Picture
 from flawmap.station.recipes import Recipes
 from flawmap.station.server import Protocol
 from flawmap.types import Verdict
-
-
-@pytest.fixture(scope="session")
-def flaw(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A calibrated bundle of the tiny world."""
-    folder = tmp_path_factory.mktemp("flaw")
-    model = fit(world, "patchcore", options={"size": 64}, false_alarm=0.2, out=folder / "run")
-    model.save(folder / "square.flaw")
-    return folder / "square.flaw"
 
 
 @pytest.fixture(scope="session")

@@ -142,12 +142,20 @@ class Guard:
     hosts       names that a request may ask for; None: any (with tokens only)
     most_bytes  of a body with pictures, of others 64 KiB; counted while it is read, whatever its header says
     body_s      seconds in which a body must have come
+    large       the paths that take a body with pictures
     """
 
     def __init__(
-        self, app: Any, access: Access, *, hosts: Sequence[str] | None, most_bytes: int, body_s: float = 30.0
+        self,
+        app: Any,
+        access: Access,
+        *,
+        hosts: Sequence[str] | None,
+        most_bytes: int,
+        body_s: float = 30.0,
+        large: re.Pattern[str] = PICTURES,
     ) -> None:
-        self.app, self.access, self.most_bytes, self.body_s = app, access, most_bytes, body_s
+        self.app, self.access, self.most_bytes, self.body_s, self.large = app, access, most_bytes, body_s, large
         self.hosts = None if hosts is None else {host.lower() for host in hosts}
         self.held = 0  # bytes of bodies in memory
 
@@ -186,7 +194,7 @@ class Guard:
             await _refuse(scope, answer, *refused)
 
     def _most(self, path: str) -> int:
-        return self.most_bytes if PICTURES.fullmatch(path) else min(SMALL, self.most_bytes)
+        return self.most_bytes if self.large.fullmatch(path) else min(SMALL, self.most_bytes)
 
     def _refused(self, scope: Any) -> Refusal | None:
         """Why a request goes no further, from its head alone."""

@@ -91,12 +91,13 @@ def create_app(
         """For Prometheus."""
         return PlainTextResponse(measured.text(), media_type=measures.MEDIA)
 
-    _handlers(app)
+    handlers(app)
     return _access.Guard(app, access, hosts=hosts, most_bytes=most_bytes)
 
 
-def _handlers(app: FastAPI) -> None:
-    for kind, status, code in STATUS:
+def handlers(app: FastAPI, more: Sequence[tuple[type[Exception], int, str]] = ()) -> None:
+    """What is raised becomes an answer; `more` errors of the caller's own."""
+    for kind, status, code in (*STATUS, *more):
         app.add_exception_handler(kind, _handler(status, code))
 
     @app.exception_handler(Unavailable)

@@ -53,6 +53,7 @@ SHOW = {  # what the history can be narrowed to: kinds and verdicts
     "decisions": (("decision",), ()),
     "events": (("event",), ()),
 }
+PAGES = (("/", "Live"), ("/history", "History"), ("/threshold", "Threshold"), ("/recipes", "Recipes"), ("/docs", "API"))
 TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 WEB = resources.files("flawmap.station").joinpath("web")
 
@@ -260,14 +261,21 @@ def _others(routes: APIRouter, line: Line) -> None:
 
     @routes.get("/static/{name}")
     def static(request: Request, name: str) -> Response:
-        suffix = Path(name).suffix
-        file = WEB.joinpath(name)
-        if "/" in name or suffix not in TYPES or not file.is_file():
-            raise HTTPException(404, "There is no such file.")
-        return Response(file.read_bytes(), media_type=TYPES[suffix], headers={"Cache-Control": "no-cache"})
+        return static_file(name, WEB)
 
 
-def page(request: Request, name: str, line: Line | None = None, *, status: int = 200, **facts: Any) -> HTMLResponse:
+def static_file(name: str, *folders: Any) -> Response:
+    """Of the first folder that has it."""
+    suffix = Path(name).suffix
+    for file in (folder.joinpath(name) for folder in folders):
+        if "/" not in name and suffix in TYPES and file.is_file():
+            return Response(file.read_bytes(), media_type=TYPES[suffix], headers={"Cache-Control": "no-cache"})
+    raise HTTPException(404, "There is no such file.")
+
+
+def page(
+    request: Request, name: str, line: Line | None = None, *, status: int = 200, of: Any = None, **facts: Any
+) -> HTMLResponse:
     role = getattr(request.state, "role", "view")
     rank = ROLES.index(role) if role in ROLES else 0
     known = {
@@ -277,9 +285,10 @@ def page(request: Request, name: str, line: Line | None = None, *, status: int =
         "administers": rank >= 2,
         "path": request.url.path,
         "line": line,
+        "pages": getattr(request.app.state, "pages", PAGES),
         "zone": f"UTC{datetime.now().astimezone().isoformat()[-6:]}",
     }
-    text = _ENVIRONMENT.get_template(name).render(**known, **facts)
+    text = (of or ENVIRONMENT).get_template(name).render(**known, **facts)
     return HTMLResponse(text, status, headers={"Cache-Control": "no-store"})
 
 
@@ -378,11 +387,11 @@ def _type(schema: Any) -> str:
     return str(schema.get("format") or schema.get("type") or "any")
 
 
-_ENVIRONMENT = jinja2.Environment(
+ENVIRONMENT = jinja2.Environment(
     loader=jinja2.FunctionLoader(lambda name: WEB.joinpath(name).read_text("utf-8")),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.filters |= {"local": _local}
+ENVIRONMENT.filters |= {"local": _local}

@@ -1,0 +1,1 @@
+"""The browser's editor of masks: `flawmap masks edit`. Torch-free; needs the extra `serve`."""
