@@ -107,7 +107,7 @@ def edited(browser: Any, url: str) -> None:
         page.keyboard.press("g")
         if number == holes - 1:
             page.wait_for_timeout(500)
-            kept(page, "masks")
+            kept(page, "first-line-masks.png")
         page.keyboard.press("Control+Enter")
         page.wait_for_timeout(500)
     page.close()
@@ -116,8 +116,8 @@ def edited(browser: Any, url: str) -> None:
 def reported(browser: Any, folder: Path) -> None:
     """What the audit and the test say."""
     for name, file, below in (
-        ("audit", "audit/masks.html", "How far the figures hang on the masks"),
-        ("report", "evaluation/report.html", ""),
+        ("first-line-audit.png", "audit/masks.html", "How far the figures hang on the masks"),
+        ("first-line-report.png", "evaluation/report.html", ""),
     ):
         page = browser.new_page(viewport=SIZE)
         page.goto((folder / file).resolve().as_uri())
@@ -130,7 +130,7 @@ def reported(browser: Any, folder: Path) -> None:
 
 def kept(page: Any, name: str) -> None:
     image = Image.open(io.BytesIO(page.screenshot()))
-    path = DOCS / f"first-line-{name}.png"
+    path = DOCS / name
     image.convert("RGB").quantize(128).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size // 1000} kB")
 
