@@ -356,6 +356,28 @@ def test_a_block_is_shown_as_it_comes(served: Served, opened: Callable[..., Any]
     assert lamps[2:] == ["camera: two pictures a second", "plc: not connected"]
 
 
+@pytest.mark.parametrize("script", [True, False])
+def test_a_person_comes_in_by_the_form_and_leaves(script: bool, service: Any, chromium: Any) -> None:
+    """Chromium says where a form comes from only where the policy on referrers lets it."""
+    context = chromium.new_context(java_script_enabled=script)
+    page = context.new_page()
+    page.goto(f"http://127.0.0.1:{service.port}/history")
+    assert page.url.endswith("/login")
+    page.locator("#token").fill("not a token")
+    page.keyboard.press("Enter")
+    assert "no such token" in page.locator("[role=alert]").inner_text()
+    page.locator("#token").fill(service.tokens["operate"])
+    page.locator("form button").first.click()
+    page.wait_for_url(f"http://127.0.0.1:{service.port}/")
+    page.goto(f"http://127.0.0.1:{service.port}/history")
+    assert "the-operate" in page.locator("header").inner_text()
+    page.goto(f"http://127.0.0.1:{service.port}/login")
+    page.get_by_role("button", name="Leave").click()
+    page.goto(f"http://127.0.0.1:{service.port}/history")
+    assert page.url.endswith("/login")
+    context.close()
+
+
 def test_without_a_script_the_live_page_says_so(served: Served, opened: Callable[..., Any]) -> None:
     page = opened("/login", java_script_enabled=False)
     page.goto(served.url + "/")
