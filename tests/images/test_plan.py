@@ -78,6 +78,9 @@ def test_a_plan_is_read_into_its_shots_in_their_order(tmp_path: Path) -> None:
         ('"hand"', '"none"', r"robot: none moves nothing"),
         ("count = 3\nfirst", 'count = "3"\nfirst', r"parts\.count: is '3'; give a whole number"),
         ("count = 3\nfirst", "count = true\nfirst", r"parts\.count: is True; give a whole number"),
+        ("count = 3\nfirst", "names = []\nfirst", r"parts: give pattern and count"),
+        ("count = 3\nfirst", f"count = {'9' * 400}\nfirst", r"parts\.count: is 9+; give a whole number below 1e\+09"),
+        ("count = 3\nfirst", f"count = {'9' * 5000}\nfirst", r"the plan is not TOML"),
         ("count = 3\nfirst", "count = 0\nfirst", r"parts\.count: is 0; give a number from 1 to"),
         ("count = 3\nfirst", "first", r"parts: give pattern and count"),
         ("count = 3\nfirst", 'names = ["A"]\ncount = 3\nfirst', r"parts: give pattern and count"),
@@ -135,6 +138,7 @@ def test_a_hand_refuses_a_pose_outside_before_anybody_moves(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdin", _Terminal("\n"))
+    monkeypatch.setattr("flawmap.images.robot._forget_typed", lambda: None)  # it is no real one
     hand = Hand(Limits([(0, 100), (0, 100), (0, 100)], 10))
     hand.move((1, 2, 3, 0, 0, 0), 10)
     for pose, speed in (((101, 0, 0, 0, 0, 0), 10), ((0, -1, 0, 0, 0, 0), 10), ((0, 0, 0, 0, 0, 0), 11)):
@@ -179,6 +183,7 @@ ring = 0
         ("192.168.1.10", "10.0.0.1:30004", r"address: is '10\.0\.0\.1:30004'.*its ports are fixed"),
         ("ring = 0", "ring = 18", r"lights\.ring: is 18; give a number from 0 to 17"),
         ("ring = 0", "ring = true", r"lights\.ring: is True; give a whole number"),
+        ("ring = 0", '"" = 3\nring = 0', r"lights: one has no name"),
         ("ring = 0", "ring = 16", r"lights: two of them have one output"),
         ("ring = 0", "rung = 0", r"setup\[1\]\.view: no light 'ring' in \[lights\]; there are: rung, dark field"),
         ('shift = "three"\n', "", None),

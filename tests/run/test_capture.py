@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -289,14 +290,19 @@ def test_a_sidecar_says_how_its_picture_was_taken(tmp_path: Path) -> None:
 
 
 def _by_hand(words: Sequence[str], keys: bytes) -> tuple[int, str]:
-    """With a terminal as stdin, at which these keys are pressed."""
+    """With a terminal as stdin, at which one of these keys is pressed each time that Enter is asked for."""
     person, terminal = pty.openpty()
-    process = subprocess.Popen(words, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    os.close(terminal)
-    os.write(person, keys)
-    _, said = process.communicate(timeout=60)
+    said, pressed = b"", 0
+    with subprocess.Popen(words, stdin=terminal, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        os.close(terminal)
+        assert process.stderr
+        while more := os.read(process.stderr.fileno(), 4096):
+            said += more
+            while pressed < min(len(keys), said.count(b"; then Enter ")):
+                os.write(person, keys[pressed : pressed + 1])
+                pressed += 1
     os.close(person)
-    return process.returncode, said
+    return process.returncode, said.decode()
 
 
 def test_a_hand_is_told_what_to_do_and_only_what_changes(tmp_path: Path) -> None:
@@ -316,6 +322,29 @@ def test_a_hand_is_told_what_to_do_and_only_what_changes(tmp_path: Path) -> None
     poses = [(facts["shift"], facts["pose"][0]) for facts in _taken(out)]
     assert poses == [(1, 10), (1, 10), (2, 15), (2, 15), (3, 20), (3, 20)] * 2
     assert [s.name for s in find(out)][:3] == ["A/top_dark_1.png", "A/top_dark_2.png", "A/top_dark_3.png"]
+
+
+def test_a_plan_may_be_mended_until_there_is_a_picture_and_no_password_is_written_down(tmp_path: Path) -> None:
+    source, out = _pictures(tmp_path / "seen", 2), tmp_path / "out"
+    one = '[parts]\nnames = ["A"]\n[[setup]]\nname = "top"\nsettle_s = 0\n[[setup.view]]\nname = "plain"\n'
+    plan = _plan(tmp_path / "plan.toml", 'camera = "rtsp://anna:secret@127.0.0.1:1/x"\n' + one)
+    with pytest.raises(DataError):
+        capture(plan, out)
+    assert "secret" not in (out / "capture.json").read_text()
+    plan.write_text(f'camera = "replay:{source}"\n' + one)
+    assert capture(plan, out)["pictures"] == 1
+    with pytest.raises(UsageError, match="begun with another plan"):
+        capture(_plan(tmp_path / "other.toml", plan.read_text() + "gain = 1\n"), out)
+    side = out / "A/top_plain.json"
+    side.write_text(side.read_text().replace("replay of seen", "another camera"))
+    assert capture(plan, out)["pictures"] == 1  # nothing is left to take
+    plan_of_two = plan.read_text().replace('["A"]', '["A", "B"]')
+    state = json.loads((out / "capture.json").read_text())
+    plan.write_text(plan_of_two)
+    state |= {"plan_sha256": hashlib.sha256(plan_of_two.encode()).hexdigest(), "plan": plan_of_two}
+    (out / "capture.json").write_text(json.dumps(state))
+    with pytest.raises(UsageError, match="its pictures are of another camera, and this is replay of seen"):
+        capture(plan, out)
 
 
 def test_a_hand_is_told_of_setups_that_have_no_pose(tmp_path: Path) -> None:

@@ -79,6 +79,8 @@ def test_a_mask_that_vanishes_leaves_its_picture_out() -> None:
     given = read_all(tested)
     assert list(kept(given, tested, 0)) == ["large", "small"]
     assert list(kept(given, tested, -2)) == ["large"]
+    empty = [Sample(blank, "empty", "empty", "test", "hole", np.zeros((20, 20), bool))]
+    assert list(kept(read_all(empty), empty, -2)) == ["empty"]  # it was so before, and counts as in an evaluation
     with pytest.raises(DataError, match="bare: a defect without a mask"):
         read_all([Sample(blank, "bare", "bare", "test", "hole")])
 

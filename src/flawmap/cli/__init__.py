@@ -41,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return missing.exit_code
         raise
     except KeyboardInterrupt:
-        print("flawmap: interrupted; nothing half-written is left. A fit goes on with --resume", file=sys.stderr)
+        print(
+            "flawmap: interrupted; nothing half-written is left. A fit goes on with --resume, a capture as it is",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of stdout has gone (head, less): not an error, and Python must not complain at exit.

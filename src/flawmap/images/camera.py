@@ -184,10 +184,10 @@ def camera(text: str) -> Camera:
     kind, _, rest = text.partition(":")
     if kind == "replay" and rest:
         return Replay(Path(rest))
-    if kind == "uvc" and rest.isdecimal():
+    if kind == "uvc" and rest.isdecimal() and len(rest) < 5:
         return Video(int(rest), text)
     if kind in ("rtsp", "rtsps"):
-        return Video(text, _without_password(text))
+        return Video(text, without_password(text))
     if kind == "video" and rest:
         if not Path(rest).is_file():
             raise UsageError(f"{rest}: there is no such film")
@@ -206,6 +206,6 @@ def camera(text: str) -> Camera:
     )
 
 
-def _without_password(url: str) -> str:
+def without_password(url: str) -> str:
     before, at, after = url.rpartition("@")
     return f"{before.partition('://')[0]}://...@{after}" if at else url

@@ -22,6 +22,7 @@ from flawmap.types import GOOD
 PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?<!\.)")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")  # of setups and views: _ stands between them in a file's name
 MOST_SHOTS = 1_000_000
+LARGEST = 1e9  # of any number in a plan
 _KINDS: dict[type, str] = {
     **{str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "a table"},
     bool: "true or false",
@@ -109,11 +110,11 @@ class Plan:
 def read_plan(path: Path) -> Plan:
     """UsageError: it cannot be read, or cannot be meant; the error names the key."""
     try:
-        text = path.read_bytes().decode()
+        text = path.read_bytes().decode("utf-8-sig")  # Notepad begins a file with a mark
         values = tomllib.loads(text)
     except OSError as error:
         raise UsageError(f"{path}: the plan cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, a number of thousands of digits
         raise UsageError(f"{path}: the plan is not TOML ({error})") from error
     try:
         return _plan(text, values, path.parent)
@@ -159,9 +160,11 @@ class _Table:
 
 def _of(value: Any, kind: type, where: str) -> Any:
     """A whole number is a number, too; true and false are none."""
+    if type(value) in (int, float) and not abs(value) < LARGEST:
+        raise UsageError(f"{where}: is {str(value)[:20]}; give {_KINDS[kind]} below {LARGEST:g}")
     if kind is float and type(value) is int:
         value = float(value)
-    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+    if type(value) is not kind:
         raise UsageError(f"{where}: is {value!r}; give {_KINDS[kind]}")
     return value
 
@@ -199,6 +202,8 @@ def _plan(text: str, values: Mapping[str, Any], folder: Path) -> Plan:
 
 
 def _lights(table: _Table) -> dict[str, int]:
+    if "" in table.names():
+        raise UsageError("lights: one has no name; that is what a view without a light has")
     lights = {name: table.number(name, _NEEDED, 0, OUTPUTS - 1, int) for name in table.names()}
     if len(set(lights.values())) < len(lights):
         raise UsageError("lights: two of them have one output; give each its own")
@@ -220,6 +225,8 @@ def _parts(table: _Table) -> tuple[list[str], bool | None]:
             raise UsageError(f'parts.pattern: is {pattern!r}; give one row of # for the number, as "bottle-####"')
         width = pattern.count("#")
         names = [re.sub("#+", f"{number:0{width}}", pattern) for number in range(first, first + count)]
+    if not names:
+        raise UsageError("parts.names: is empty; name the parts")
     for name in names:
         if not PART.fullmatch(_of(name, str, "parts.names")):
             raise UsageError(f"parts: {name!r} is no name of a part; letters, digits, dots, dashes, underscores; to 64")

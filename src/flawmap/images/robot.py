@@ -164,10 +164,24 @@ def refuse_no_terminal(why: str, instead: str) -> None:
 
 
 def wait_for_enter(what: str) -> None:
-    """KeyboardInterrupt at Ctrl-D: nobody is there any more."""
+    """What was typed before does not count. KeyboardInterrupt at Ctrl-D: nobody is there any more."""
+    _forget_typed()
     print(f"{what}; then Enter ", end="", file=sys.stderr, flush=True)
     if not sys.stdin.readline():
         raise KeyboardInterrupt
+
+
+def _forget_typed() -> None:
+    """An Enter pressed twice must not move the robot for the next part, with a hand in the cell."""
+    try:
+        import termios
+    except ImportError:  # Windows
+        import msvcrt
+
+        while msvcrt.kbhit():  # type: ignore[attr-defined]
+            msvcrt.getch()  # type: ignore[attr-defined]
+    else:
+        termios.tcflush(sys.stdin, termios.TCIFLUSH)
 
 
 KINDS = ("none", "hand", "ur")

@@ -135,7 +135,7 @@ class UR:
                 raise RobotFault(f"{self} {why}, {STALL_S:g} s after it came to rest; {MEND}")
 
     def light(self, name: str) -> None:
-        wanted = {output: each == name for each, output in self._lights.items()}
+        wanted = {output: bool(name) and each == name for each, output in self._lights.items()}
         for output in sorted(wanted, key=wanted.__getitem__):  # first off, then on
             self._switch(output, wanted[output])
         end = time.monotonic() + LIGHT_S

@@ -34,6 +34,7 @@ from flawmap.run.progress import Tick, progress, say
 from flawmap.run.recipe import write_csv
 
 LIST, LOCK = "parts.csv", ".capture.lock"
+STOPS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
 SHOT_S, HAND_S = 0.3, 10.0  # taken for a picture, and for what a person does, where time is estimated
 
 
@@ -101,8 +102,11 @@ def _begin(plan: Plan, camera: str, out: Path) -> None:
     """One folder, one plan, one camera: else its pictures are not of one kind."""
     for left in out.rglob(".*.new"):
         left.unlink()
-    state = {"plan_sha256": plan.sha256, "camera": camera, "plan": plan.text}
-    if not (out / STATE).exists():
+    shown = cameras.without_password(camera)
+    text = plan.text.replace(plan.camera, cameras.without_password(plan.camera)) if plan.camera else plan.text
+    state = {"plan_sha256": plan.sha256, "camera": shown, "plan": text}
+    # As long as there is no picture, a plan may be mended.
+    if not (out / STATE).exists() or not any(out.glob("*/*.json")):
         _put(out / STATE, json.dumps(state, indent=1).encode())
         return
     before = _json(out / STATE)
@@ -124,6 +128,8 @@ def _done(plan: Plan, out: Path, verify: bool) -> dict[str, dict[str, Any]]:
         side = path.with_suffix(".json")
         if path.exists() and side.exists():
             facts = _json(side)
+            if lacking := sorted({"frame", "camera", "pixels_sha256"} - facts.keys()):
+                raise DataError(f"{side}: lacks {lacking[0]}; remove it, and its picture is taken again")
             if verify and hashlib.sha256(path.read_bytes()).hexdigest() != facts.get("sha256"):
                 raise DataError(f"{path}: was changed since it was taken; put it back, or remove it to take it again")
             found[shot.name] = facts
@@ -136,6 +142,9 @@ def _done(plan: Plan, out: Path, verify: bool) -> dict[str, dict[str, Any]]:
 def _work(plan: Plan, name: str, out: Path, levels: Mapping[Path, Levels], done: dict[str, dict[str, Any]]) -> None:
     total = plan.per_part * len(plan.parts)
     seen = cameras.camera(name)
+    if others := {facts["camera"] for facts in done.values()} - {seen.name}:
+        seen.close()
+        raise UsageError(f"{out}: its pictures are of {min(others)}, and this is {seen.name}; give a new folder")
     last = [done[shot.name] for shot in plan.shots() if shot.name in done][-1:]
     if last:
         seen.after(last[0]["frame"])
@@ -296,7 +305,7 @@ def _lacking(plan: Plan, done: Iterable[str]) -> str:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """SIGTERM stops as Ctrl-C does."""
+    """SIGTERM stops as Ctrl-C does, and so does a terminal that is closed."""
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -304,11 +313,12 @@ def _terminable() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {each: signal.signal(each, stop) for each in STOPS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 def _put(path: Path, content: bytes) -> None:

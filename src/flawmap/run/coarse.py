@@ -94,10 +94,14 @@ def read_all(tested: Sequence[Sample]) -> dict[str, Marks]:
 
 
 def kept(given: Mapping[str, Marks], tested: Sequence[Sample], offset: int) -> dict[str, Marks]:
-    """The masks made larger or smaller; of a defective picture one that vanishes is left out."""
+    """The masks made larger or smaller; of a defective picture one that vanishes by it is left out."""
     good = {sample.name for sample in tested if sample.good}
     found = {name: Marks(changed(marks.defect, offset), marks.ignored) for name, marks in given.items()}
-    return {name: marks for name, marks in found.items() if name in good or marks.defect.any()}
+    return {
+        name: marks
+        for name, marks in found.items()
+        if name in good or marks.defect.any() or not given[name].defect.any()
+    }
 
 
 def figures(
@@ -123,7 +127,7 @@ def figures(
 def _counted(result: Mapping[str, Any]) -> dict[str, float]:
     """Of all masks together: components, and the share of the pixels, which is the P-AP of a map that knows nothing."""
     defect, good = result["defect_pixels"], result["good_pixels"]
-    return {"components": result["components"], "share": defect / (defect + good)}
+    return {"components": result["components"], "share": defect / (defect + good) if defect + good else float("nan")}
 
 
 def _number(value: float | None) -> float:

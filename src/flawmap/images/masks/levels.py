@@ -77,6 +77,8 @@ def read_levels(source: Source | tuple[Source, ...], size_hw: tuple[int, int], o
 
 def levels_in(values: np.ndarray, source: Source) -> tuple[np.ndarray, bool]:
     """The same of the values (H, W) that one mask holds; `source` is where its sidecar may lie."""
+    if values.dtype == np.uint16 and values.max() <= DEFECT:  # 8 bits, written as 16
+        values = values.astype(np.uint8)
     if values.max() <= MOST_ID:
         return (values > 0).view(np.uint8) * np.uint8(DEFECT), False
     levels = (values > np.iinfo(values.dtype).max // 2).view(np.uint8) * np.uint8(DEFECT)
