@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ SIDE = 64
 # A string: a list of numbers is slow to come across.
 MASK = """() => import("/static/main.js").then((m) => String.fromCharCode(...m.editor.mask.levels))"""
 READY = """() => import("/static/main.js").then((m) => m.editor.mask !== null && m.view.mask === m.editor.mask
-  && m.view.pictures.length > 0 && m.editor.about.row[0] === m.list.rows[m.list.current][0])"""
+  && !m.editor.loading && !m.editor.busy && m.view.pictures.length > 0
+  && m.editor.about.row[0] === m.list.rows[m.list.current]?.[0])"""
 SCREEN = """([x, y]) => import("/static/main.js").then(({ view }) => {
   const box = view.stage.getBoundingClientRect();
   const [left, top] = view.onStage(x, y);
@@ -34,6 +36,14 @@ def pixels(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("latin-1"), np.uint8).reshape(SIDE, SIDE)
 
 
+def until(found: Callable[[], object], seconds: float = 10) -> None:
+    """For what the page says by way of a promise: `wait_for_function` takes any promise for a yes."""
+    end = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < end, "it did not come"
+        time.sleep(0.02)
+
+
 class Editor:
     """A page with the editor, driven as a person would: by the mouse, the keys and the buttons."""
 
@@ -43,14 +53,20 @@ class Editor:
         self.ready()
 
     def ready(self) -> None:
-        self.page.wait_for_function(READY)
+        until(lambda: self.page.evaluate(READY))
+
+    def choose(self, name: str) -> None:
+        self.page.locator("#kind").select_option(name.split("/")[0])
+        self.page.locator(f".rows button[title='{name}']").click()
 
     def open(self, name: str) -> None:
-        kind = name.split("/")[0]
-        self.page.locator("#kind").select_option(kind)
-        self.page.locator(f".rows button[title='{name}']").click()
+        self.choose(name)
         self.page.wait_for_function("name => document.querySelector('#name').title === name", arg=name)
         self.ready()
+
+    @property
+    def told(self) -> str:
+        return self.page.locator("#notice").inner_text()
 
     @property
     def mask(self) -> np.ndarray:
@@ -321,6 +337,34 @@ def test_undo_and_redo_lead_through_sixty_steps(
     assert editor.page.locator("#redo").is_disabled()
 
 
+FORGOTTEN = """() => import("/static/main.js").then(({ editor, stepped }) => {
+  const { mask } = editor;
+  const stripes = [0, 1].map((odd) => new Uint8Array(1e6).map((_, i) => (i % 2 === odd ? 255 : 0)));
+  for (let step = 0; step < 75; step++) mask.replace(stripes[step % 2]);
+  const kept = mask.done.length;
+  while (mask.done.length) stepped(true);
+  return [kept, mask.counts[255]];
+})"""
+
+
+def test_undoing_ends_at_what_is_marked_where_steps_were_forgotten(
+    data: Path, serve: Callable[..., Any], opened: Callable[..., Editor]
+) -> None:
+    Image.fromarray(np.zeros((1000, 1000), np.uint8)).save(data / "test/square/big.png")
+    editor = opened(serve(data))
+    editor.open("square/big.png")
+    kept, marked = editor.page.evaluate(FORGOTTEN)
+    assert kept < 75
+    assert marked == 500_000
+    assert editor.page.locator("#undo").is_disabled()
+    assert editor.page.locator("#state").inner_text() == "unsaved"
+    editor.open("square/000.png")
+    editor.open("square/big.png")
+    assert editor.page.locator("#counts").inner_text().startswith("defect 500,000 px")
+    editor.save()
+    assert (on_disk(data, "square/big.png") == 255).sum() == 500_000
+
+
 STEPS = """() => import("/static/mask.js").then(({ Mask }) => {
   const mask = new Mask(1000, 1000);
   const stripes = [0, 1].map((odd) => new Uint8Array(1e6).map((_, i) => (i % 2 === odd ? 255 : 0)));
@@ -393,6 +437,121 @@ def test_work_on_several_pictures_is_kept_and_listed(
     assert np.array_equal(editor.mask, on_disk(data, "square/000.png"))
 
 
+def test_a_window_keeps_its_work_when_another_of_the_browser_saves(
+    data: Path, serve: Callable[..., Any], opened: Callable[..., Editor]
+) -> None:
+    """They share what the browser keeps: the other one's save drops the draft of both."""
+    served = serve(data)
+    one = opened(served)
+    one.open("square/000.png")
+    one.size(7)
+    one.click(8.5, 8.5)
+    drawn = one.mask
+    one.page.wait_for_timeout(600)
+    other = opened(served, context=one.page.context)
+    assert other.page.locator("#name").inner_text() == "000.png"
+    other.click(55.5, 55.5)
+    other.save()
+    one.open("square/001.png")
+    one.open("square/000.png")
+    assert np.array_equal(one.mask, drawn)
+    assert "changed since" in one.told
+
+
+SLOW = """() => import("/static/main.js").then(({ drafts }) => {
+  const get = drafts.get.bind(drafts);
+  drafts.get = async (...given) => {
+    const found = await get(...given);
+    await new Promise((resolve) => (window.arrive = resolve));
+    window.arrive = null;
+    return found;
+  };
+})"""
+
+
+def test_what_is_drawn_while_the_next_picture_comes_goes_to_neither(
+    data: Path, serve: Callable[..., Any], opened: Callable[..., Editor]
+) -> None:
+    editor = opened(serve(data))
+    editor.open("square/000.png")
+    editor.size(7)
+    editor.click(50.5, 50.5)
+    drawn = editor.mask
+    editor.page.evaluate(SLOW)
+    editor.page.mouse.move(*editor.at(10.5, 10.5))
+    editor.page.mouse.down()  # held while the pictures change
+    editor.page.mouse.move(*editor.at(20.5, 10.5))
+    editor.press("ArrowRight")
+    editor.page.wait_for_function("() => window.arrive")
+    editor.page.mouse.move(*editor.at(20.5, 20.5))
+    editor.page.mouse.up()
+    editor.stroke((30.5, 10.5), (40.5, 10.5))
+    editor.press("Control+z", "Control+s")
+    editor.page.mouse.down()  # and one that begins before and ends after
+    editor.page.evaluate("() => window.arrive()")
+    editor.ready()
+    editor.page.mouse.move(*editor.at(20.5, 50.5))
+    editor.page.mouse.up()
+    assert editor.page.locator("#name").inner_text() == "001.png"
+    assert np.array_equal(editor.mask, on_disk(data, "square/001.png"))
+    assert editor.page.locator("#undo").is_disabled()
+    editor.page.wait_for_timeout(600)
+    editor.press("ArrowLeft")
+    editor.page.wait_for_function("() => window.arrive")
+    editor.page.evaluate("() => window.arrive()")
+    editor.ready()
+    assert np.array_equal(editor.mask, drawn)
+    editor.page.locator("#show").select_option("unsaved")
+    assert editor.page.locator(".rows li").count() == 1
+
+
+def test_a_picture_that_cannot_be_opened_leaves_no_other_one_to_draw_on(
+    data: Path, serve: Callable[..., Any], opened: Callable[..., Editor]
+) -> None:
+    picture = data / "test/square/001.png"
+    whole = picture.read_bytes()
+    editor = opened(serve(data), quiet=False)
+    editor.open("square/000.png")
+    editor.click(50.5, 50.5)
+    drawn = editor.mask
+    place = editor.at(30.5, 30.5)
+    picture.write_bytes(whole[:60])
+    editor.choose("square/001.png")
+    editor.page.wait_for_function("() => document.querySelector('#state').textContent === 'cannot be opened'")
+    assert editor.page.locator("#name").inner_text() == "001.png"
+    assert editor.page.locator("#notice").is_visible()
+    editor.page.mouse.click(*place)
+    editor.press("Control+z", "Control+s", "g", "p", "0", "+", "Escape", "b")
+    editor.page.mouse.dblclick(*place)
+    assert editor.page.locator("#save").is_disabled()
+    assert editor.page.locator("#counts").inner_text() == ""
+    picture.write_bytes(whole)
+    editor.page.get_by_role("button", name="Try again").click()
+    editor.ready()
+    assert np.array_equal(editor.mask, on_disk(data, "square/001.png"))
+    editor.open("square/000.png")
+    assert np.array_equal(editor.mask, drawn)
+
+
+def test_a_save_in_the_middle_of_a_stroke_saves_no_half_of_it(
+    data: Path, serve: Callable[..., Any], opened: Callable[..., Editor]
+) -> None:
+    before = on_disk(data, "square/000.png").copy()
+    editor = opened(serve(data))
+    editor.open("square/000.png")
+    editor.click(50.5, 50.5)
+    editor.page.mouse.move(*editor.at(10.5, 10.5))
+    editor.page.mouse.down()
+    editor.page.mouse.move(*editor.at(20.5, 10.5))
+    editor.press("Control+s")
+    assert "stroke" in editor.told
+    editor.page.mouse.move(*editor.at(30.5, 10.5))
+    editor.page.mouse.up()
+    assert np.array_equal(on_disk(data, "square/000.png"), before)
+    editor.save()
+    assert np.array_equal(on_disk(data, "square/000.png"), editor.mask)
+
+
 def test_two_windows_see_each_others_masks_before_one_wins(
     data: Path, serve: Callable[..., Any], opened: Callable[..., Editor]
 ) -> None:
@@ -411,6 +570,11 @@ def test_two_windows_see_each_others_masks_before_one_wins(
     other.click(30.5, 30.5)  # nothing is drawn on it
     assert np.array_equal(pixels(other.page.evaluate(shown)), theirs)
     assert np.array_equal(on_disk(data, "square/000.png"), theirs)
+    other.press("p")
+    other.page.mouse.dblclick(*other.at(30.5, 30.5))
+    other.press("Escape")  # as good as the button
+    other.page.locator("#ask button", has_text="Look at theirs").click()
+    other.page.mouse.dblclick(*other.at(30.5, 30.5))
     other.page.get_by_role("button", name="Decide").click()
     other.page.locator("#ask button", has_text="Save mine over it").click()
     other.page.wait_for_function("() => document.querySelector('#state').textContent.startsWith('saved by')")
@@ -424,6 +588,50 @@ def test_two_windows_see_each_others_masks_before_one_wins(
     one.page.wait_for_function("() => document.querySelector('#state').textContent.startsWith('saved by')")
     one.ready()
     assert np.array_equal(one.mask, mine)
+
+
+def test_after_a_change_of_the_list_the_page_asks_to_be_loaded_anew(
+    data: Path, serve: Callable[..., Any], opened: Callable[..., Editor]
+) -> None:
+    served = serve(data)
+    editor = opened(served)
+    editor.page.on("dialog", lambda dialog: dialog.accept())
+    editor.open("square/001.png")
+    editor.click(50.5, 50.5)
+    drawn = editor.mask
+    before = {name: on_disk(data, name).copy() for name in ("square/000.png", "square/001.png", "square/002.png")}
+    served.stop()
+    shutil.copy(data / "test/square/000.png", data / "test/square/000a.png")  # 001 has another number now
+    served.start()
+    editor.press("Control+s")
+    editor.page.wait_for_function(
+        "() => document.querySelector('#notice').textContent.includes('list of pictures has changed')"
+    )
+    assert editor.page.locator("#ask").is_hidden()  # it is nobody else's save
+    assert editor.page.locator("#state").inner_text() == "unsaved"
+    assert all(np.array_equal(on_disk(data, name), levels) for name, levels in before.items())
+    editor.page.locator("#notice").get_by_role("button", name="Reload").click()
+    editor.page.wait_for_function("() => document.querySelector('#notice')?.textContent.includes('is back')")
+    editor.ready()
+    assert editor.page.locator("#name").inner_text() == "001.png"
+    assert np.array_equal(editor.mask, drawn)
+    editor.save()
+    assert np.array_equal(on_disk(data, "square/001.png"), drawn)
+
+
+def test_a_mask_that_cannot_be_read_is_shown_empty_and_said(
+    data: Path, serve: Callable[..., Any], opened: Callable[..., Editor]
+) -> None:
+    file = data / "ground_truth/square/000_mask.png"
+    file.write_bytes(file.read_bytes()[:40])
+    editor = opened(serve(data))
+    editor.open("square/000.png")
+    assert "000_mask.png" in editor.told
+    assert "shown empty" in editor.told
+    assert not editor.mask.any()
+    editor.click(30.5, 30.5)
+    editor.save()
+    assert np.array_equal(on_disk(data, "square/000.png"), editor.mask)
 
 
 def test_an_earlier_version_is_looked_at_and_restored(
@@ -440,6 +648,12 @@ def test_an_earlier_version_is_looked_at_and_restored(
     rows.nth(1).get_by_role("button", name="Look").click()
     editor.page.wait_for_function("() => document.querySelector('#notice').textContent.includes('earlier version')")
     editor.page.get_by_role("button", name="Back to mine").click()
+    assert editor.page.locator("#notice").is_hidden()
+    rows.nth(1).get_by_role("button", name="Look").click()
+    editor.page.wait_for_function("() => document.querySelector('#notice').textContent.includes('earlier version')")
+    editor.press("Escape")
+    assert editor.page.locator("#notice").is_hidden()
+    editor.ready()  # what is shown is what is drawn
     assert np.array_equal(editor.mask, drawn)
     rows.nth(1).get_by_role("button", name="Restore").click()
     editor.page.locator("#ask button", has_text="Restore it").click()
@@ -537,6 +751,40 @@ def test_fingers_draw_and_two_of_them_move(
     assert np.array_equal(editor.mask, expected)
 
 
+FITS = """() => ["#name", "#state", "#kind-tag", "#save"].filter((query) => {
+  const [one, inside] = [document.querySelector(query), document.querySelector("#work").getBoundingClientRect()];
+  const box = one.getBoundingClientRect();
+  if (box.width < 40 || box.left < inside.left || box.right > inside.right) return true;
+  return query !== "#name" && (one.scrollWidth > one.clientWidth || one.scrollHeight > one.clientHeight + 2);
+})"""
+
+
+@pytest.mark.parametrize(
+    ("wide", "high", "least"), [(1280, 800, 600), (1024, 768, 550), (844, 390, 220), (390, 844, 300)]
+)
+def test_the_title_says_what_was_saved_and_the_picture_has_room(
+    data: Path, serve: Callable[..., Any], opened: Callable[..., Editor], wide: int, high: int, least: int
+) -> None:
+    name = "a_long_name_of_a_picture_from_a_camera_2026-11-28T20-54-47.png"
+    shutil.copy(data / "test/square/000.png", data / "test/square" / name)
+    (data / "test/square/x.png").write_bytes(b"no picture")
+    editor = opened(serve(data), quiet=False, viewport={"width": wide, "height": high})
+    if wide < 1000:
+        editor.page.locator("#show-list").click()
+    editor.page.locator("#search").fill(".png")
+    editor.open(f"square/{name}")
+    editor.click(30.5, 30.5)
+    editor.save()
+    assert editor.page.locator("#state").inner_text().startswith("saved by anna, ")
+    assert editor.page.evaluate(FITS) == []
+    assert editor.page.locator("#stage").bounding_box()["height"] >= least
+    editor.page.wait_for_selector(".rows [title='square/x.png'] .none", state="attached")
+    editor.press("?")
+    keys = editor.page.locator("#keys").inner_text()
+    assert "v Space" in keys
+    assert "Ctrl Y" in keys
+
+
 def test_names_are_text_on_the_page(data: Path, serve: Callable[..., Any], opened: Callable[..., Editor]) -> None:
     name = "<img src=x onerror=alert(1)>\"'&{{7*7}}.png"
     kind = "<b onclick=alert(2)>"
@@ -554,7 +802,7 @@ def test_names_are_text_on_the_page(data: Path, serve: Callable[..., Any], opene
     editor.save()
     assert editor.page.locator("#state").inner_text().startswith("saved by <script>alert(3)</script>")
     assert dialogs == []
-    assert editor.page.locator("main img").evaluate_all("all => all.every((one) => one.src.endsWith('/thumb'))")
+    assert editor.page.locator("main img").evaluate_all("all => all.every((one) => /[/]thumb([?]|$)/.test(one.src))")
 
 
 def test_five_thousand_pictures_are_listed_a_screen_at_a_time(

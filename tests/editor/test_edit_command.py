@@ -51,6 +51,12 @@ def test_what_cannot_be_meant_is_refused(
     assert said in capsys.readouterr().err
 
 
+def test_two_pictures_that_share_a_mask_are_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (data / "test/square/000.bmp").write_bytes((data / "test/square/000.png").read_bytes())
+    assert main(["masks", "edit", str(data), "--port", "0"]) == 3
+    assert "test/square/000.bmp and test/square/000.png would share one mask" in capsys.readouterr().err
+
+
 def test_a_folder_without_test_pictures_is_refused(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["masks", "edit", str(world / "train/good"), "--port", "0"]) == 3
     assert "no pictures in test/" in capsys.readouterr().err

@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Callable
@@ -17,6 +20,7 @@ import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from flawmap.editor import files
 from flawmap.editor import store as store_module
 from flawmap.editor.app import author, create_app
 from flawmap.editor.maps import Maps, sixteen
@@ -26,6 +30,7 @@ from flawmap.errors import CalibrationError, DataError, UsageError
 from flawmap.images.audit import audit
 from flawmap.images.folder import find, strays
 from flawmap.images.masks.levels import read_mask
+from flawmap.images.png import write_png
 from flawmap.station.access import Access, new_token, read_tokens
 
 Png = Callable[..., bytes]
@@ -48,8 +53,20 @@ def square(value: int = 255, left: int = 5) -> np.ndarray:
 
 
 def put(client: TestClient, number: int, content: bytes, base: str, query: str = "", **headers: str) -> Any:
-    given = {"if-match": base, "content-type": "image/png", **headers}
+    given = {"if-match": base, "content-type": "image/png", "x-list": list_of(client, **headers), **headers}
     return client.put(f"/api/pictures/{number}/mask{query}", content=content, headers=given)
+
+
+def restore(client: TestClient, number: int, version: int, base: str) -> Any:
+    headers = {"if-match": base, "x-list": list_of(client)}
+    return client.post(f"/api/pictures/{number}/restore/{version}", headers=headers)
+
+
+def list_of(client: TestClient, **headers: str) -> str:
+    """As a page of ours learns it."""
+    given = {key: value for key, value in headers.items() if key == "authorization"}
+    host = {"host": "127.0.0.1:8090"} if str(client.base_url) != "http://testserver" else {}
+    return client.get("/api/pictures", headers={**given, **host}).json()["list"]
 
 
 def version(client: TestClient, number: int) -> str:
@@ -89,7 +106,7 @@ def test_a_save_is_read_by_flawmap_to_the_pixel(
     found = client.get(f"/api/pictures/{BARE}/mask")
     assert np.array_equal(unpacked(found.content), levels)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    assert json.loads(found.headers["x-facts"]) == {"version": digest, "cut": False}
+    assert json.loads(found.headers["x-facts"]) == {"version": digest, "cut": False, "unread": ""}
 
 
 def test_what_was_there_is_kept_byte_for_byte_and_can_be_restored(
@@ -112,7 +129,7 @@ def test_what_was_there_is_kept_byte_for_byte_and_can_be_restored(
 
     client = client_of(data, "cleo")
     assert np.array_equal(unpacked(client.get(f"/api/pictures/{FIRST}/versions/1").content), square())
-    restored = client.post(f"/api/pictures/{FIRST}/restore/0", headers={"if-match": version(client, FIRST)})
+    restored = restore(client, FIRST, 0, version(client, FIRST))
     assert restored.status_code == 200
     assert path.read_bytes() == first
     assert len(restored.json()["versions"]) == 4
@@ -160,7 +177,8 @@ def test_of_many_that_save_at_once_one_wins(client: TestClient, data: Path, png:
 
 
 def test_a_save_says_which_version_it_changed(client: TestClient, png: Png) -> None:
-    answer = client.put(f"/api/pictures/{FIRST}/mask", content=png(square()), headers={"content-type": "image/png"})
+    headers = {"content-type": "image/png", "x-list": list_of(client)}
+    answer = client.put(f"/api/pictures/{FIRST}/mask", content=png(square()), headers=headers)
     assert code(answer) == (422, "REQUEST")
     assert code(put(client, FIRST, png(square()), "../../etc")) == (422, "REQUEST")
 
@@ -339,7 +357,7 @@ def test_a_crash_leaves_the_old_mask_or_the_new_one(
             raise OSError(28, "No space left on device")
         real(source, target)
 
-    monkeypatch.setattr(store_module.os, "replace", fails)
+    monkeypatch.setattr(files.os, "replace", fails)
     answer = put(client, FIRST, png(square()), base)
     assert code(answer) == (503, "FAULT")
     assert "No space left on device); nothing was changed" in answer.json()["error"]["message"]
@@ -416,3 +434,288 @@ def test_other_layouts_are_refused(tmp_path: Path, world: Path, data: Path) -> N
         Pictures(tmp_path / "none")
     with pytest.raises(DataError, match="no pictures in test/"):
         Pictures(world / "train/good")
+
+
+def test_a_page_of_another_list_neither_gets_nor_saves_a_wrong_picture(data: Path, png: Png) -> None:
+    before = client_of(data)
+    old, base = list_of(before), version(before, BARE)
+    assert base == NONE
+    tag = before.get(f"/api/pictures/{BARE}/thumb").headers["etag"]
+    (data / "test/square/001a.png").write_bytes((data / "test/good/000.png").read_bytes())
+    after = client_of(data)  # a restart at the same address: the number is another picture's now, without a mask, too
+    (data / "ground_truth/square/003_mask.png").unlink()
+    assert version(after, BARE) == NONE
+    assert list_of(after) != old
+    late = put(after, BARE, png(square()), base, **{"x-list": old})
+    assert code(late) == (409, "LIST")
+    assert late.json()["error"]["message"] == "the list has changed since this page was opened; reload"
+    assert code(put(after, BARE, png(square()), base, **{"x-list": ""})) == (409, "LIST")
+    assert code(after.post(f"/api/pictures/{FIRST}/restore/0", headers={"if-match": base})) == (409, "LIST")
+    for what in ("", "/picture", "/thumb", "/mask", "/versions/0", "/map"):
+        assert code(after.get(f"/api/pictures/{BARE}{what}", headers={"x-list": old})) == (409, "LIST"), what
+    assert code(after.get(f"/api/pictures/{BARE}/thumb?list={old}")) == (409, "LIST")
+    assert not (data / "ground_truth/.history").exists()
+    shown = after.get(f"/api/pictures/{BARE}/thumb", headers={"if-none-match": tag})
+    assert (shown.status_code, shown.headers["etag"] != tag) == (200, True)
+    assert put(after, BARE, png(square()), base).status_code == 200
+
+
+def test_a_picture_is_kept_by_a_browser_until_its_file_is_another(client: TestClient, data: Path) -> None:
+    for what in ("picture", "thumb"):
+        first = client.get(f"/api/pictures/{FIRST}/{what}")
+        assert first.headers["cache-control"] == "private, no-cache"
+        again = client.get(f"/api/pictures/{FIRST}/{what}", headers={"if-none-match": first.headers["etag"]})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", first.headers["etag"])
+    Image.fromarray(np.full((32, 48, 3), 200, np.uint8)).save(data / "test/square/000.png")
+    thumb = client.get(f"/api/pictures/{FIRST}/thumb", headers={"if-none-match": first.headers["etag"]})
+    assert thumb.status_code == 200
+    assert thumb.content != first.content
+    about = client.get(f"/api/pictures/{FIRST}").json()
+    assert (about["width"], about["height"]) == (48, 32)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from flawmap.editor.pictures import Pictures
+from flawmap.images.png import write_png
+import numpy as np
+
+pictures, real, calls = Pictures(Path(sys.argv[1])), os.replace, []
+sample = pictures.fresh(int(sys.argv[2]))
+
+def replace(source, target):
+    calls.append(target)
+    after = sys.argv[4] == "after"
+    if after:
+        real(source, target)
+    if len(calls) == int(sys.argv[3]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if not after:
+        real(source, target)
+
+os.replace = replace
+content = write_png(np.full((64, 64), 255, np.uint8))
+pictures.store.save(sample, content, pictures.store.version(sample.mask), "killed")
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs SIGKILL")
+@pytest.mark.parametrize(("call", "when"), [(1, "before"), (1, "after"), (2, "before"), (2, "after")])
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_a_save_that_is_killed_is_there_with_its_line_or_not_at_all(
+    data: Path, png: Png, call: int, when: str, suffix: str
+) -> None:
+    path = data / "ground_truth/square/000_mask.png"
+    if suffix == ".bmp":
+        Image.open(path).save(path.with_suffix(suffix))
+        path.unlink()
+        path = path.with_suffix(suffix)
+    before = path.read_bytes()
+    command = [sys.executable, "-c", KILLED, str(data), str(FIRST), str(call), when]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    came = (call, when) == (2, "after")
+    assert (path.read_bytes() != before) == came
+    left = [each for each in (data / "ground_truth").rglob("*.new")]
+    assert len(left) == (when == "before")
+    client = client_of(data)
+    assert list((data / "ground_truth").rglob("*.new")) == []
+    assert client.get("/api/pictures").json()["pictures"][FIRST][3] == ("killed" if came else "")
+    told = client.get(f"/api/pictures/{FIRST}").json()
+    assert [v["who"] for v in told["versions"]] == (["killed", ""] if came else [""])
+    assert put(client, FIRST, png(square()), told["version"]).status_code == 200
+    for asked in (client, client_of(data)):
+        told = asked.get(f"/api/pictures/{FIRST}").json()
+        assert [v["who"] for v in told["versions"]] == ["anna", *(["killed"] if came else []), ""]
+        assert asked.get("/api/pictures").json()["pictures"][FIRST][3] == "anna"
+    assert {each.name for each in path.parent.glob("000*")} == {"000_mask.png"}
+    assert restore(client, FIRST, 0, told["version"]).status_code == 200
+    lines = [json.loads(line) for line in (data / "ground_truth/.history/log.jsonl").read_text().splitlines()]
+    assert [line["action"] for line in lines].count("void") == ((call, when) == (2, "before"))
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_without_its_line_nothing_is_saved(client: TestClient, data: Path, png: Png) -> None:
+    path = data / "ground_truth/square/000_mask.png"
+    before = path.read_bytes()
+    log = data / "ground_truth/.history/log.jsonl"
+    log.parent.mkdir()
+    log.symlink_to("/dev/full")
+    answer = put(client, FIRST, png(square()), version(client, FIRST))
+    assert code(answer) == (503, "FAULT")
+    assert answer.json()["error"]["message"] == (
+        f"{log}: cannot be written (No space left on device); nothing was changed"
+    )
+    assert path.read_bytes() == before
+    assert list((data / "ground_truth/.history").rglob("*.png")) == []
+    log.unlink()
+    assert put(client, FIRST, png(square()), version(client, FIRST)).status_code == 200
+
+
+def test_a_history_that_is_no_folder_and_a_disk_that_takes_nothing_are_named(
+    client: TestClient, data: Path, png: Png, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = version(client, FIRST)
+    history = data / "ground_truth/.history"
+    history.write_text("mine")
+    answer = put(client, FIRST, png(square()), base)
+    assert code(answer) == (503, "FAULT")
+    assert f"{history}: is no folder; move it away" in answer.json()["error"]["message"]
+    history.unlink()
+
+    def refuses(*_: Any, **__: Any) -> Any:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(store_module, "claimed", refuses)  # as its first touch of such a disk would
+    answer = put(client, FIRST, png(square()), base)
+    assert code(answer) == (503, "FAULT")
+    assert "ground_truth: cannot be written (Read-only file system); nothing" in answer.json()["error"]["message"]
+    monkeypatch.undo()
+    made = put(client, GOOD, png(square(128)), NONE).json()["version"]
+    monkeypatch.setattr(Path, "unlink", refuses)
+    answer = put(client, GOOD, png(np.zeros((64, 64), np.uint8)), made)
+    assert code(answer) == (503, "FAULT")
+    assert "000_mask.png: cannot be written (Read-only" in answer.json()["error"]["message"]
+    monkeypatch.undo()
+    told = client.get(f"/api/pictures/{GOOD}").json()
+    assert (told["version"], len(told["versions"])) == (made, 1)
+
+
+BROKEN = {
+    "text": (lambda whole: b"what", "not a PNG, JPEG, BMP, TIFF picture"),
+    "nothing": (lambda whole: b"", "empty (0 bytes)"),
+    "head of a BMP": (lambda whole: b"BM\0\0", "cut off or damaged"),
+    "half": (lambda whole: whole[: len(whole) // 2], "damaged"),
+    "small": (
+        lambda whole: write_png(np.zeros((64, 32), np.uint8)),
+        "the mask is 32 x 64 pixels, test/square/000.png is 64 x 64",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_mask_that_cannot_be_read_is_named_and_can_be_drawn_anew(
+    data: Path, png: Png, unpacked: Callable[..., np.ndarray], name: str
+) -> None:
+    path = data / "ground_truth/square/000_mask.png"
+    breaks, why = BROKEN[name]
+    content = breaks(path.read_bytes())
+    path.write_bytes(content)
+    client = client_of(data)
+    found = client.get(f"/api/pictures/{FIRST}/mask")
+    facts = json.loads(found.headers["x-facts"])
+    assert facts["unread"].startswith(f"{path}: ")
+    assert why in facts["unread"]
+    assert "picture of" not in facts["unread"]
+    assert "unpack" not in facts["unread"]
+    assert not unpacked(found.content).any()
+    assert facts["version"] == version(client, FIRST) == hashlib.sha256(content).hexdigest()
+    assert put(client, FIRST, png(square()), facts["version"]).status_code == 200
+    kept = next((data / "ground_truth/.history/square/000").iterdir())
+    assert kept.read_bytes() == content
+    for answer in (
+        client.get(f"/api/pictures/{FIRST}/versions/0"),
+        restore(client, FIRST, 0, version(client, FIRST)),
+    ):
+        assert code(answer) == (422, "DATA")
+        assert str(kept) in answer.json()["error"]["message"]
+
+
+def test_an_old_mask_of_another_format_comes_back_as_a_png(
+    data: Path, png: Png, unpacked: Callable[..., np.ndarray]
+) -> None:
+    masks = data / "ground_truth/square"
+    (masks / "000_mask.png").unlink()
+    Image.fromarray(square()).save(masks / "000_mask.bmp")
+    client = client_of(data)
+    second = put(client, FIRST, png(square(left=30)), version(client, FIRST)).json()["version"]
+    assert restore(client, FIRST, 0, second).status_code == 200
+    with Image.open(masks / "000_mask.png") as image:
+        assert (image.format, image.mode) == ("PNG", "L")
+        assert np.array_equal(np.asarray(image), square())
+    assert np.array_equal(unpacked(client.get(f"/api/pictures/{FIRST}/mask").content), square())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp"])
+def test_what_a_sidecar_says_is_kept_with_the_version(
+    data: Path, png: Png, unpacked: Callable[..., np.ndarray], suffix: str
+) -> None:
+    path = data / f"ground_truth/square/000_mask{suffix}"
+    grey = square()
+    grey[30:40, 30:50], grey[50, 3:9], grey[52, 3:9] = 128, 200, 40
+    Image.fromarray(grey).save(path)
+    if suffix == ".bmp":
+        path.with_suffix(".png").unlink()
+    sidecar = path.with_name(f"{path.name}.json")
+    sidecar.write_text('{"ignore": 128}')
+    client = client_of(data)
+    meant = unpacked(client.get(f"/api/pictures/{FIRST}/mask").content)
+    assert set(np.unique(meant)) == {0, 128, 255}
+    second = put(client, FIRST, png(square()), version(client, FIRST)).json()["version"]
+    assert np.array_equal(unpacked(client.get(f"/api/pictures/{FIRST}/versions/0").content), meant)
+    sidecar.unlink()  # restored, it means the same all the same
+    assert np.array_equal(unpacked(client.get(f"/api/pictures/{FIRST}/versions/0").content), meant)
+    assert restore(client, FIRST, 0, second).status_code == 200
+    assert np.array_equal(unpacked(client.get(f"/api/pictures/{FIRST}/mask").content), meant)
+    marks = read_mask(data / "ground_truth/square/000_mask.png", (64, 64))
+    assert marks.ignored is not None
+    assert np.array_equal(marks.ignored, meant == 128)
+
+
+def test_a_mask_that_comes_under_another_name_is_seen(client: TestClient, data: Path, png: Png) -> None:
+    new = data / "ground_truth/square/004.bmp"
+    Image.fromarray(square(left=30)).save(new)
+    (data / "ground_truth/square/0040_mask.png").write_bytes(b"of another")
+    assert code(put(client, BARE, png(square()), NONE)) == (409, "CONFLICT")
+    assert put(client, BARE, png(square()), hashlib.sha256(new.read_bytes()).hexdigest()).status_code == 200
+    assert [each.name for each in new.parent.glob("004[._]*")] == ["004_mask.png"]
+
+
+def test_a_mask_that_is_a_link_becomes_a_file(client: TestClient, data: Path, png: Png, tmp_path: Path) -> None:
+    path, real = data / "ground_truth/square/000_mask.png", tmp_path / "real.png"
+    before = path.read_bytes()
+    path.rename(real)
+    try:
+        path.symlink_to(real)
+    except OSError:
+        pytest.skip("this system makes no links")
+    assert put(client, FIRST, png(square()), version(client, FIRST)).status_code == 200
+    assert not path.is_symlink()
+    assert real.read_bytes() == before
+    assert next((data / "ground_truth/.history/square/000").iterdir()).read_bytes() == before
+
+
+def test_two_pictures_that_would_share_a_mask_are_refused(data: Path) -> None:
+    Image.open(data / "test/square/001.png").save(data / "test/square/001.bmp")
+    with pytest.raises(
+        DataError, match=r"001\.bmp and test/square/001\.png would share one mask, 001_mask\.png; rename"
+    ):
+        Pictures(data)
+
+
+def test_what_another_editor_is_writing_is_left_alone(data: Path) -> None:
+    new = data / "ground_truth/square/.000_mask.png.0123abcd.new"
+    new.write_bytes(b"half")
+    mine = data / "ground_truth/square/.notes.new"
+    mine.write_bytes(b"mine")
+    with store_module.claimed(data / "ground_truth/.history/.lock") as claim:
+        assert claim
+        Pictures(data)
+        assert new.exists()
+    Pictures(data)
+    assert not new.exists()
+    assert mine.exists()
+
+
+def test_errors_speak_of_the_editor(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = Pictures(data)
+    client = TestClient(create_app(pictures, who="anna", hosts=None), raise_server_exceptions=False)
+    assert client.get("/api/nothing").json()["error"]["message"] == "there is no such path"
+    assert client.get("/api/pictures/99").json()["error"]["message"] == "there is no picture 99; there are 7, from 0 on"
+    assert client.get(f"/api/pictures/{FIRST}/map").json()["error"]["message"].startswith("There is no model")
+
+    def fails() -> bytes:
+        raise RuntimeError("not meant")
+
+    monkeypatch.setattr(pictures, "rows", fails)
+    assert client.get("/api/pictures").json()["error"]["message"] == "a fault of the editor's own; its log says more"

@@ -189,6 +189,7 @@ def test_only_what_is_pure_or_has_a_sidecar_holds_ignored_pixels(tmp_path: Path)
         return found[0].tolist(), cut
 
     assert levels([0, 128, 255]) == ([0, 128, 255], False)
+    assert levels([0, 128, 255], np.uint16) == ([0, 128, 255], False)  # 8 bits, written as 16
     assert levels([0, 127, 128, 255]) == ([0, 0, 255, 255], True)
     assert levels([0, 3, 15]) == ([0, 255, 255], False)
     assert levels([0, 128, 65535], np.uint16) == ([0, 0, 255], True)

@@ -1,6 +1,8 @@
 """The editor's service: its page, the list, pictures, maps and masks; behind the station's guard.
 
 A page names a picture by its number in the server's own list, and a mask by its version. No path comes from a page.
+Every request says of which list its numbers are, so that a page that outlives a restart never gets or saves another
+picture's mask.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Annotated, Any
 
@@ -17,13 +19,13 @@ import numpy as np
 
 from flawmap.editor.maps import Maps
 from flawmap.editor.pictures import Pictures
-from flawmap.editor.store import NONE, Conflict, Empty, checked
+from flawmap.editor.sent import Empty, checked
+from flawmap.editor.store import NONE, Conflict
 from flawmap.errors import DataError, FlawmapError, MissingExtra, UsageError
-from flawmap.images.masks.levels import read_levels
 from flawmap.station.access import Access, Forbidden, Guard
 
 try:
-    from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Request, Response
+    from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response
     from fastapi.concurrency import run_in_threadpool
     from fastapi.responses import HTMLResponse, JSONResponse
 except ImportError as error:
@@ -37,6 +39,10 @@ NO_STORE = {"Cache-Control": "no-store"}
 RAW = "application/octet-stream"
 VERSION = r"^[0-9a-f]{64}$|^none$"
 Base = Annotated[str, Header(alias="if-match", pattern=VERSION)]
+
+
+class Changed(FlawmapError):
+    """The page was opened on another list of pictures."""
 
 
 def create_app(
@@ -66,7 +72,8 @@ def create_app(
     app.include_router(_looking(pictures, maps))
     app.include_router(_saving(pictures, who))
     app.include_router(login.router(access))
-    handlers(app, ((Empty, 422, "EMPTY"), (FlawmapError, 503, "FAULT")))
+    mine = ((Empty, 422, "EMPTY"), (Changed, 409, "LIST"), (FlawmapError, 503, "FAULT"))
+    handlers(app, mine, called="editor", see="")
 
     @app.exception_handler(Conflict)
     async def _(request: Request, error: Conflict) -> JSONResponse:
@@ -105,35 +112,42 @@ def _text(name: str) -> str | None:
 
 
 def _looking(pictures: Pictures, maps: Maps | None) -> APIRouter:
-    routes = APIRouter(prefix="/api/pictures")
+    routes = APIRouter()
 
-    @routes.get("")
+    @routes.get("/api/pictures")
     def rows() -> Response:
         return Response(pictures.rows(), media_type="application/json", headers=NO_STORE)
+
+    routes.include_router(_one(pictures, maps))
+    return routes
+
+
+def _one(pictures: Pictures, maps: Maps | None) -> APIRouter:
+    routes = APIRouter(prefix="/api/pictures", dependencies=[Depends(_of(pictures))])
 
     @routes.get("/{number}")
     def about(number: int) -> Response:
         return JSONResponse(pictures.about(_known(pictures, number)), headers=NO_STORE)
 
     @routes.get("/{number}/picture")
-    def picture(number: int) -> Response:
-        content, media = pictures.shown(_known(pictures, number))
-        return Response(content, media_type=media, headers={"Cache-Control": "private, max-age=600"})
+    def picture(request: Request, number: int) -> Response:
+        stamp = pictures.stamp(_known(pictures, number))
+        return _unless_known(request, stamp, lambda: pictures.shown(number))
 
     @routes.get("/{number}/thumb")
-    def thumb(number: int) -> Response:
-        content = pictures.thumb(_known(pictures, number))
-        return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+    def thumb(request: Request, number: int) -> Response:
+        stamp = pictures.stamp(_known(pictures, number))
+        return _unless_known(request, stamp, lambda: (pictures.thumb(number), "image/jpeg"))
 
     @routes.get("/{number}/mask")
     def mask(number: int) -> Response:
-        levels, version, cut = pictures.levels(_known(pictures, number))
-        return _raw(levels, {"version": version, "cut": cut})
+        found = pictures.levels(_known(pictures, number))
+        return _raw(found.levels, {"version": found.version, "cut": found.cut, "unread": found.unread})
 
     @routes.get("/{number}/versions/{version}")
     def earlier(number: int, version: int) -> Response:
         sample = pictures.fresh(_known(pictures, number))
-        levels, cut = read_levels(pictures.store.kept(sample, version), pictures.size(number), sample.name)
+        levels, cut = pictures.store.read(*pictures.store.kept(sample, version), pictures.size(number), sample.name)
         return _raw(levels, {"cut": cut})
 
     @routes.get("/{number}/map")
@@ -148,7 +162,7 @@ def _looking(pictures: Pictures, maps: Maps | None) -> APIRouter:
 
 
 def _saving(pictures: Pictures, who: str) -> APIRouter:
-    routes = APIRouter(prefix="/api/pictures")
+    routes = APIRouter(prefix="/api/pictures", dependencies=[Depends(_of(pictures, needed=True))])
 
     @routes.put("/{number}/mask")
     async def save(request: Request, number: int, base: Base, empty: Annotated[bool, Query()] = False) -> Response:
@@ -168,8 +182,7 @@ def _saving(pictures: Pictures, who: str) -> APIRouter:
     def restore(request: Request, number: int, version: int, base: Base) -> Response:
         author = _may_save(request, who)
         sample = pictures.fresh(_known(pictures, number))
-        content = pictures.store.kept(sample, version)
-        levels, _ = read_levels(content, pictures.size(number), sample.name)
+        content, levels = pictures.store.again(sample, version, pictures.size(number))
         if sample.good and (levels == 255).any():
             raise DataError("that version has a defect, and the picture is called good")
         return _saved(pictures, number, content, base, author, "restore")
@@ -186,6 +199,26 @@ def _saved(
     path = pictures.store.save(sample, content, base, author, action)
     pictures.now_at(number, path)
     return JSONResponse(pictures.about(number), headers=NO_STORE)
+
+
+def _of(pictures: Pictures, needed: bool = False) -> Callable[[Request], Any]:
+    """Refuses a number of another list; a picture in a page cannot send a header, so it says it in its address."""
+
+    async def same(request: Request) -> None:
+        given = request.headers.get("x-list") or request.query_params.get("list")
+        if given != pictures.list and (needed or given):
+            raise Changed("the list has changed since this page was opened; reload")
+
+    return same
+
+
+def _unless_known(request: Request, stamp: str, made: Callable[[], tuple[bytes, str]]) -> Response:
+    """A browser may keep it, and asks each time whether it is the same still."""
+    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{stamp}"'}
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    content, media = made()
+    return Response(content, media_type=media, headers=headers)
 
 
 def _known(pictures: Pictures, number: int) -> int:

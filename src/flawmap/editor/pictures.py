@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import threading
 from collections import OrderedDict
 from dataclasses import replace
@@ -14,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flawmap.editor.store import NONE, Store
+from flawmap import __version__
+from flawmap.editor.store import NONE, Read, Store
 from flawmap.errors import DataError
 from flawmap.images.decode import NOTES, decode, probe, size_of
 from flawmap.images.folder import find
@@ -38,14 +40,18 @@ class Pictures:
             raise DataError(f"{data}: there are no pictures in test/")
         if other := [s.name for s in samples if s.name.split("/")[0] != "test" or not _single(s)]:
             raise DataError(f"{data}: {other[0]} is not in MVTec's layout (test/<kind>/...), in which masks are edited")
+        _refuse_shared(data, samples)
         self.store = Store(data)
+        self.store.tidy(samples)
         self.samples: list[Sample] = samples
-        self.key = hashlib.sha256(str(data.resolve()).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        root = str(data.resolve())
+        self.key = _hash(root)  # of the data set
+        self.list = _hash(root, *(sample.name for sample in samples))  # whoever asks by a number says of which list
         self.name = data.resolve().name
         self._lock = threading.Lock()
         self._rows: bytes | None = None
-        self._thumbs: OrderedDict[int, bytes] = OrderedDict()
-        self._sizes: dict[int, tuple[int, int]] = {}
+        self._thumbs: OrderedDict[int, tuple[str, bytes]] = OrderedDict()  # by number: of which file, and the JPEG
+        self._sizes: dict[int, tuple[str, tuple[int, int]]] = {}
         self._held = 0
         self._decoding = threading.Semaphore(DECODING)
 
@@ -58,7 +64,7 @@ class Pictures:
             if self._rows is None:
                 saves = self.store.all_saves()
                 rows = [self._row(sample, saves.get(sample.name, [])) for sample in self.samples]
-                self._rows = json.dumps({"pictures": rows}).encode()
+                self._rows = json.dumps({"list": self.list, "pictures": rows}).encode()
             return self._rows
 
     def _row(self, sample: Sample, saves: list[dict[str, Any]]) -> list[Any]:
@@ -75,9 +81,9 @@ class Pictures:
         sample = self.samples[number]
         if isinstance(sample.mask, Path) and sample.mask.is_file():
             return sample
-        place = self.store.place(sample)
-        if place.is_file() or sample.mask is not None:
-            self.now_at(number, place if place.is_file() else None)
+        now = self.store.found(sample.name)
+        if now is not None or sample.mask is not None:
+            self.now_at(number, now)
         return self.samples[number]
 
     def now_at(self, number: int, mask: Path | None) -> None:
@@ -88,10 +94,21 @@ class Pictures:
 
     def size(self, number: int) -> tuple[int, int]:
         """Height, width."""
+        stamp = self.stamp(number)
         found = self._sizes.get(number)
-        if found is None:
-            found = self._sizes[number] = size_of(_path(self.samples[number]))
-        return found
+        if found is None or found[0] != stamp:
+            found = self._sizes[number] = (stamp, size_of(_path(self.samples[number])))
+        return found[1]
+
+    def stamp(self, number: int) -> str:
+        """Another one as soon as the picture's file is another. DataError: it is gone."""
+        path = _path(self.samples[number])
+        try:
+            found = path.stat()
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+        facts = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+        return _hash(__version__, str(path), *map(str, facts))
 
     def shown(self, number: int) -> tuple[bytes, str]:
         """The picture for a browser: as it is where browsers show it as flawmap sees it, else as a PNG."""
@@ -110,21 +127,21 @@ class Pictures:
 
     def thumb(self, number: int) -> bytes:
         """A small JPEG, kept while there is room."""
+        stamp = self.stamp(number)
         with self._lock:
-            if number in self._thumbs:
+            if self._thumbs.get(number, ("",))[0] == stamp:
                 self._thumbs.move_to_end(number)
-                return self._thumbs[number]
+                return self._thumbs[number][1]
         with self._decoding:
             small = thumbnail(decode(_path(self.samples[number])), THUMB)
         file = io.BytesIO()
         Image.fromarray(small).save(file, "JPEG", quality=82)
         with self._lock:
-            if number not in self._thumbs:
-                self._held += file.tell()
-            self._thumbs[number] = file.getvalue()
+            self._held += file.tell() - len(self._thumbs.pop(number, ("", b""))[1])
+            self._thumbs[number] = (stamp, file.getvalue())
             while self._held > MOST_THUMBS and len(self._thumbs) > 1:
-                self._held -= len(self._thumbs.popitem(last=False)[1])
-            return self._thumbs[number] if number in self._thumbs else file.getvalue()
+                self._held -= len(self._thumbs.popitem(last=False)[1][1])
+        return file.getvalue()
 
     def about(self, number: int) -> dict[str, Any]:
         """What a page is told of a picture before it draws anything."""
@@ -143,8 +160,23 @@ class Pictures:
             ],
         }
 
-    def levels(self, number: int) -> tuple[np.ndarray, str, bool]:
+    def levels(self, number: int) -> Read:
         return self.store.levels(self.fresh(number), self.size(number))
+
+
+def _hash(*words: str) -> str:
+    return hashlib.sha256(b"\0".join(os.fsencode(word) for word in words)).hexdigest()[:16]
+
+
+def _refuse_shared(data: Path, samples: list[Sample]) -> None:
+    """A mask is found by its picture's name without the ending."""
+    seen: dict[str, str] = {}
+    for name in (sample.name for sample in samples):
+        stem = name.rsplit(".", 1)[0]
+        if stem in seen:
+            both = f"{seen[stem]} and {name}"
+            raise DataError(f"{data}: {both} would share one mask, {Path(stem).name}_mask.png; rename one of them")
+        seen[stem] = name
 
 
 def _single(sample: Sample) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ STATUS: tuple[tuple[type[Exception], int, str], ...] = (
     (GateError, 409, "GATE"),
     (CalibrationError, 409, "CALIBRATION"),
 )
-WORDS = {404: ("PATH", "there is no such path; see /docs"), 405: ("METHOD", "not with this method; see /docs")}
+WORDS = {404: ("PATH", "there is no such path"), 405: ("METHOD", "not with this method")}
 ABOUT = "Parts in, verdicts out. Every answer about a part is its row in the ledger."
 _LOG = logging.getLogger("flawmap.station")
 
@@ -95,8 +96,13 @@ def create_app(
     return _access.Guard(app, access, hosts=hosts, most_bytes=most_bytes)
 
 
-def handlers(app: FastAPI, more: Sequence[tuple[type[Exception], int, str]] = ()) -> None:
-    """What is raised becomes an answer; `more` errors of the caller's own."""
+def handlers(
+    app: FastAPI,
+    more: Sequence[tuple[type[Exception], int, str]] = (),
+    called: str = "station",
+    see: str = "; see /docs",
+) -> None:
+    """What is raised becomes an answer; `more` errors of the caller's own; what it is `called`, and where to look."""
     for kind, status, code in (*STATUS, *more):
         app.add_exception_handler(kind, _handler(status, code))
 
@@ -111,12 +117,14 @@ def handlers(app: FastAPI, more: Sequence[tuple[type[Exception], int, str]] = ()
 
     @app.exception_handler(HTTPException)
     async def _(request: Request, error: HTTPException) -> JSONResponse:
-        code, words = WORDS.get(error.status_code, ("REQUEST", str(error.detail)))
-        return _fault(request, error.status_code, code, words, dict(error.headers or {}))
+        code, words = WORDS.get(error.status_code, ("REQUEST", ""))
+        own = not words or (not see and error.detail != HTTPStatus(error.status_code).phrase)
+        said = str(error.detail) if own else f"{words}{see}"
+        return _fault(request, error.status_code, code, said, dict(error.headers or {}))
 
     @app.exception_handler(Exception)
     async def _(request: Request, _: Exception) -> JSONResponse:  # uvicorn logs it
-        return _fault(request, 500, "INTERNAL", "a fault of the station's own; its log says more")
+        return _fault(request, 500, "INTERNAL", f"a fault of the {called}'s own; its log says more")
 
 
 def _handler(status: int, code: str) -> Any:

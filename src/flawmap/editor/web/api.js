@@ -1,4 +1,8 @@
 // What the page asks the server: pictures, masks, maps. Errors say what the server said.
+// Pictures go by their number in a list. Every request says in which, so that after a restart with other pictures the
+// server refuses (409, code LIST) what would be another picture's.
+
+let list = ""; // of the rows that the page has
 
 export class Refused extends Error {
   constructor(status, found) {
@@ -11,7 +15,8 @@ export class Refused extends Error {
 async function ask(path, how = {}) {
   let answer;
   try {
-    answer = await fetch(path, { credentials: "same-origin", ...how });
+    const headers = { ...how.headers, ...(list && { "X-List": list }) };
+    answer = await fetch(path, { credentials: "same-origin", ...how, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused(0);
@@ -23,9 +28,15 @@ async function ask(path, how = {}) {
 const json = async (path, how) => (await ask(path, how)).json();
 const at = (number, what = "") => `/api/pictures/${number}${what}`;
 
-export const rows = async () => (await json("/api/pictures")).pictures;
+/** The list, with which the page begins. */
+export async function rows() {
+  const found = await json("/api/pictures");
+  list = found.list;
+  return found.pictures;
+}
+
 export const about = (number, signal) => json(at(number), { signal });
-export const thumb = (number) => at(number, "/thumb");
+export const thumb = (number) => at(number, `/thumb?list=${list}`); // an <img> sends no header
 export const maskOf = (number, signal) => raw(at(number, "/mask"), { signal });
 export const versionOf = (number, version) => raw(at(number, `/versions/${version}`));
 export const mapOf = (number, signal) => raw(at(number, "/map"), { signal });

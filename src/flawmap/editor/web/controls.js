@@ -1,6 +1,6 @@
 // Buttons, sliders and keys.
 import { $, onKey } from "./common.js";
-import { editor, list, loadMap, open, remember, remembered, save, stepped, tell, told, tools, updated, view } from "./main.js";
+import { editor, list, loadMap, open, remember, remembered, save, stepped, tell, told, tools, updated, versions, view } from "./main.js";
 import { DEFECT } from "./mask.js";
 import { MOST_SIZE, VALUES } from "./tools.js";
 
@@ -75,7 +75,7 @@ function pick(tool) {
 }
 
 function setValue(value) {
-  if (editor.about?.good && value === "defect") return tell("This picture is called good and cannot have a defect. Mark what nobody can say as ignore, or move the file to test/<kind>.");
+  if (editor.about?.good && value === "defect" && !versions.looks) return tell("This picture is called good and cannot have a defect. Mark what nobody can say as ignore, or move the file to test/<kind>.");
   tools.value = VALUES[value];
   if (tools.tool === "eraser") tools.pick("brush");
   return shown();
@@ -205,6 +205,7 @@ function letter(key) {
 
 function escape() {
   tools.cancel();
+  versions.back();
   $("#editor").classList.remove("listing");
   updated();
 }

@@ -44,7 +44,7 @@ export class Drafts {
     return levels.length === size ? { ...found, levels } : null;
   }
 
-  /** Soon: what `read` gives by then, {levels, version}; null: nothing any more. */
+  /** Soon: what `read` gives by then, {levels, version, time}. */
   later(name, read) {
     if (this.waiting && this.waiting[0] !== name) this.flush();
     this.waiting = [name, read];
@@ -59,15 +59,15 @@ export class Drafts {
       const [name, read] = this.waiting;
       this.waiting = null;
       const found = read();
-      if (found) this.work = this.work.then(() => this.put(name, found)).catch(() => this.failed?.());
+      this.work = this.work.then(() => this.put(name, found)).catch(() => this.failed?.());
     }
     return this.work;
   }
 
-  async put(name, { levels, version }) {
+  async put(name, { levels, version, time }) {
     const bytes = await packed(levels);
     const store = await this.store("readwrite");
-    if (store) await done(store.put({ packed: bytes, version, time: Date.now() }, [this.key, name]));
+    if (store) await done(store.put({ packed: bytes, version, time }, [this.key, name]));
   }
 
   drop(name) {

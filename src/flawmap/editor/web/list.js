@@ -109,6 +109,7 @@ export class List {
     const words = document.createElement("span");
     words.append(text("b", row[NAME].split("/").slice(1).join("/")), text("small", said(row)));
     button.title = row[NAME];
+    image.addEventListener("error", () => image.replaceWith(Object.assign(text("span", "?"), { className: "none", title: "no preview" })));
     button.append(image, words);
     if (this.unsaved().has(row[NAME])) button.append(Object.assign(text("i", "●"), { title: "unsaved work" }));
     item.append(button);

@@ -20,8 +20,10 @@ export const editor = {
   about: null, // what the server said of it
   mask: null, // what is edited; the view may show another version
   base: "none", // the version that was changed
+  drawn: 0, // when it was last changed
   saved: null, // the newest step when it was last the same as on disk
-  busy: false,
+  busy: false, // with a save
+  loading: false, // another picture: nothing is drawn or saved until it is there
 };
 
 export const view = new View($("#stage"));
@@ -43,6 +45,14 @@ export function tell(words, action = "", act = null) {
   button.onclick = act;
 }
 
+const LIST = "The list of pictures has changed since this page was opened: load it anew. Unsaved work is kept in this browser.";
+
+/** What went wrong, with a way on: after a change of the list of pictures only a reload shows the right ones. */
+export function failed(error, again = null) {
+  if (error.code === "LIST") tell(LIST, "Reload", () => location.reload());
+  else tell(error.message, again ? "Try again" : "", again);
+}
+
 let opening = null;
 
 export async function open(number) {
@@ -50,10 +60,12 @@ export async function open(number) {
   if (editor.busy) return;
   opening?.abort();
   const { signal } = (opening = new AbortController());
-  drafts.flush();
   tools.cancel();
+  keep();
+  tools.locked = editor.loading = true;
   $("#editor").classList.remove("listing");
   list.choose(number);
+  updated();
   remember({ name: list.rows[number][NAME] });
   try {
     const about = await api.about(number, signal);
@@ -62,17 +74,35 @@ export async function open(number) {
     if (signal.aborted) return bitmap.close();
     await shown(number, about, bitmap, given, draft);
   } catch (error) {
-    if (error.name !== "AbortError") tell(error.message, "Try again", () => open(number));
+    if (signal.aborted) return;
+    none(number);
+    failed(error, () => open(number));
+  } finally {
+    if (!signal.aborted) editor.loading = false;
   }
 }
 
+/** A picture that cannot be shown: no other one stays, which somebody would draw on instead. */
+function none(number) {
+  Object.assign(editor, { number: -1, about: null, mask: null, base: "none", saved: null });
+  view.clear();
+  titled(list.rows[number]);
+  $("#state").textContent = "cannot be opened";
+  $("#counts").textContent = $("#where").textContent = "";
+  versions.show();
+  updated();
+}
+
 async function shown(number, about, bitmap, given, draft) {
+  tools.cancel();
   const drawing = new Mask(about.width, about.height, draft?.levels ?? given.bytes);
   Object.assign(editor, { number, about, mask: drawing, base: draft?.version ?? given.version, saved: draft ? UNKNOWN : null });
+  Object.assign(editor, { drawn: draft?.time ?? 0, loading: false });
   tools.locked = !facts.writes;
   if (about.good && tools.value === DEFECT) tools.value = IGNORE;
   tell(facts.writes ? "" : "You may look; to save takes the role operate.");
   if (given.cut) tell("This mask holds grey values. It is shown cut at half; a save writes it so, and keeps the old file.");
+  if (given.unread) tell(`${given.unread.replace(/[.]?$/, ".")} It is shown empty; a save replaces it, and keeps the old file.`);
   if (draft) {
     const old = draft.version === given.version ? "" : " The mask on disk has changed since.";
     tell(`Your unsaved work of ${time(draft.time)} is back.${old}`, "Drop it", discard);
@@ -84,23 +114,39 @@ async function shown(number, about, bitmap, given, draft) {
   if (mapped) loadMap();
 }
 
-/** The same picture anew, from the server. */
+/** The same picture anew, from the server: what is drawn is given up. */
 export async function reopen() {
+  const { number, mask } = editor;
+  editor.saved = mask.top;
   await drafts.drop(name());
-  await open(editor.number);
+  await open(number);
 }
 
 async function discard() {
+  if (editor.loading) return;
   if ((await ask("Drop the unsaved work?", "It cannot be brought back.", ["Drop it", "Keep it"])) === "Drop it") await reopen();
 }
 
 function edited() {
-  drafts.later(name(), () => (dirty() ? { levels: editor.mask.levels.slice(), version: editor.base } : null));
+  editor.drawn = Date.now();
+  later();
   updated();
 }
 
+/** The draft of this picture is written soon, also where another one is edited by then. */
+function later() {
+  const { mask, base, drawn } = editor;
+  drafts.later(name(), () => ({ levels: mask.levels.slice(), version: base, time: drawn }));
+}
+
+/** Unsaved work is written now, also what was written before: another window drops the draft when it saves. */
+function keep() {
+  if (dirty()) later();
+  return drafts.flush();
+}
+
 export function stepped(back) {
-  if (editor.mask && view.mask === editor.mask && (back ? editor.mask.undo() : editor.mask.redo())) {
+  if (editor.mask && !editor.loading && !versions.looks && (back ? editor.mask.undo() : editor.mask.redo())) {
     view.soon();
     if (dirty()) edited();
     else drafts.drop(name()).then(updated);
@@ -110,35 +156,48 @@ export function stepped(back) {
 /** Buttons, words and the list say how things are. */
 export function updated() {
   const { mask, about } = editor;
-  const [undo, redo, looks] = [mask?.done.length, mask?.undone.length, view.mask !== mask];
-  $("#undo").disabled = !undo || looks;
-  $("#redo").disabled = !redo || looks;
-  for (const button of [$("#save"), $("#save-next")]) button.disabled = !facts.writes || !dirty() || editor.busy;
+  const waits = versions.looks || editor.loading;
+  $("#undo").disabled = !mask?.done.length || waits;
+  $("#redo").disabled = !mask?.undone.length || waits;
+  for (const button of [$("#save"), $("#save-next")]) button.disabled = !facts.writes || !dirty() || editor.busy || editor.loading;
   if (!about) return;
-  const [, kind, , who, when] = about.row;
-  $("#name").textContent = about.row[NAME].split("/").slice(1).join("/");
-  $("#name").title = about.row[NAME];
-  $("#kind-tag").textContent = kind;
-  $("#kind-tag").hidden = false;
-  const saved = who ? `saved by ${who}, ${time(when)}` : about.version === "none" ? "no mask yet" : "as it came";
-  $("#state").textContent = dirty() ? "unsaved" : saved;
+  const [, , , who, when] = about.row;
+  titled(about.row);
+  const saved = who ? `saved by ${who}, ${day(when)}` : about.version === "none" ? "no mask yet" : "as it came";
+  $("#state").textContent = editor.loading ? "opening…" : dirty() ? "unsaved" : saved;
+  $("#state").title = who ? `saved by ${who}, ${time(when)}` : saved;
   $("#counts").textContent = `defect ${told(mask.counts[DEFECT])} px · ignore ${told(mask.counts[IGNORE])} px`;
   list.update(editor.number, about.row);
   document.dispatchEvent(new Event("updated"));
 }
 
+function titled(row) {
+  $("#name").textContent = row[NAME].split("/").slice(1).join("/");
+  $("#name").title = row[NAME];
+  $("#kind-tag").textContent = row[KIND];
+  $("#kind-tag").hidden = false;
+}
+
 export const told = (count) => count.toLocaleString("en");
 export const time = (when) => new Date(when).toLocaleString(undefined, { dateStyle: "medium", timeStyle: "short" });
 
+/** Short, for the title: the time where it was today, else the day. */
+function day(when) {
+  const then = new Date(when);
+  const today = then.toDateString() === new Date().toDateString();
+  return today ? then.toLocaleTimeString(undefined, { timeStyle: "short" }) : then.toLocaleDateString(undefined, { dateStyle: "medium" });
+}
+
 export async function save(next = false) {
-  if (editor.busy || !dirty() || !facts.writes) return;
+  if (editor.busy || editor.loading || !dirty() || !facts.writes) return;
+  if (tools.stroke) return tell("Not saved: a stroke is being drawn. Lift the pointer, then save.");
   versions.back();
   editor.busy = true;
   $("#state").textContent = "saving…";
   try {
     await put(editor.base, false);
   } catch (error) {
-    tell(error.message, "Try again", () => save(next));
+    failed(error, () => save(next));
     next = false;
   } finally {
     editor.busy = false;
@@ -186,6 +245,7 @@ async function conflict(error, empty) {
 
 /** A question with some answers; Esc is the last of them. */
 export function ask(title, words, answers) {
+  tools.finish();
   const dialog = $("#ask");
   $("h2", dialog).textContent = title;
   $("p", dialog).textContent = words;
@@ -247,10 +307,10 @@ export function remembered() {
 }
 
 addEventListener("beforeunload", (event) => {
-  drafts.flush();
+  keep();
   if (dirty()) event.preventDefault();
 });
-document.addEventListener("visibilitychange", () => document.hidden && drafts.flush());
+document.addEventListener("visibilitychange", () => document.hidden && keep());
 
 controls();
 try {

@@ -10,6 +10,7 @@ export class Mask {
     this.across = Math.ceil(width / TILE);
     this.undone = []; // steps: tile -> the pixels that undoing (or doing again) puts there
     this.done = [];
+    this.floor = null; // the newest of the forgotten steps: where undoing ends
     this.open = null; // tile -> its pixels before the step that is being made
     this.box = null; // what has changed since it was last drawn: [left, top, right, bottom]
     this.counts = { [DEFECT]: 0, [IGNORE]: 0 };
@@ -23,9 +24,9 @@ export class Mask {
     this.shrink([0, 0, this.width, this.height]);
   }
 
-  /** What the newest step is: the same object as long as nothing was drawn since. */
+  /** What the newest step is: the same object as long as nothing was drawn since. null: nothing was ever drawn. */
   get top() {
-    return this.done.at(-1) ?? null;
+    return this.done.at(-1) ?? this.floor;
   }
 
   begin() {
@@ -149,7 +150,12 @@ export class Mask {
     step.bytes = [...step.values()].reduce((sum, kept) => sum + (kept.length ?? 16), 0);
     pile.push(step);
     let held = [...this.done, ...this.undone].reduce((sum, each) => sum + each.bytes, 0);
-    while (held > MOST_HELD && pile.length > 1) held -= pile.shift().bytes;
+    while (held > MOST_HELD && pile.length > 1) {
+      const forgotten = pile.shift();
+      held -= forgotten.bytes;
+      forgotten.clear();
+      if (pile === this.done) this.floor = forgotten;
+    }
   }
 
   shrink(box) {

@@ -101,11 +101,7 @@ export class Tools {
     if (this.tap && event.type === "pointerup") this.act(this.tap);
     this.tap = null;
     if (event.type === "pointercancel" && this.stroke) this.cancel();
-    if (this.stroke) {
-      this.stroke = null;
-      if (this.mask.end()) this.edited();
-      this.view.soon();
-    }
+    this.finish();
     if (!this.pointers.size) this.gesture = null;
   }
 
@@ -177,6 +173,7 @@ export class Tools {
   }
 
   closePolygon() {
+    if (this.locked) return;
     const corners = this.corners;
     if (corners.length < 3) return this.tell("A polygon has three corners or more.");
     const { width, height } = this.mask;
@@ -192,13 +189,21 @@ export class Tools {
     this.showPolygon();
   }
 
+  /** Ends a stroke as if the pointer had been lifted. */
+  finish() {
+    if (!this.stroke) return;
+    this.stroke = null;
+    if (this.mask.end()) this.edited();
+    this.view.soon();
+  }
+
   /** Drops what is begun: a polygon, a stroke. */
   cancel() {
     if (this.corners.length) this.tell("");
     this.corners = [];
     this.showPolygon();
     if (this.stroke) this.mask.abort();
-    this.stroke = null;
+    this.stroke = this.tap = null;
     if (this.mask) this.view.soon();
   }
 

@@ -1,8 +1,7 @@
 // The versions of a picture's mask: who, when; looked at without touching what is drawn, and brought back.
 import { $ } from "./common.js";
 import * as api from "./api.js";
-import { ask, dirty, drafts, time, updated } from "./main.js";
-import { NAME } from "./list.js";
+import { ask, dirty, failed, time, updated } from "./main.js";
 import { Mask } from "./mask.js";
 
 export class Versions {
@@ -11,7 +10,7 @@ export class Versions {
   }
 
   show() {
-    const { versions } = this.editor.about;
+    const versions = this.editor.about?.versions ?? [];
     const items = versions.map((version) => {
       const item = document.createElement("li");
       const words = document.createElement("span");
@@ -26,18 +25,20 @@ export class Versions {
       }
       return item;
     });
-    if (!items.length) items.push(Object.assign(document.createElement("li"), { textContent: "There is no mask yet.", className: "soft" }));
+    if (!items.length && this.editor.about) items.push(Object.assign(document.createElement("li"), { textContent: "There is no mask yet.", className: "soft" }));
     $("#history ol").replaceChildren(...items);
   }
 
   button(words, act) {
     const button = Object.assign(document.createElement("button"), { type: "button", className: "quiet", textContent: words });
-    button.addEventListener("click", () => act().catch((error) => this.tell(error.message)));
+    button.addEventListener("click", () => !this.editor.loading && act().catch((error) => failed(error)));
     return button;
   }
 
   async look({ id, who, when }) {
-    const found = await api.versionOf(this.editor.number, id);
+    const { number, mask } = this.editor;
+    const found = await api.versionOf(number, id);
+    if (this.editor.mask !== mask || this.editor.loading) return; // another picture has come meanwhile
     this.put(found.bytes);
     this.tell(`This is an earlier version${who ? ` of ${who}` : ""}${when ? `, ${time(when)}` : ""}.`, "Back to mine", () => this.back());
   }
@@ -51,6 +52,11 @@ export class Versions {
     });
   }
 
+  /** Whether another mask than what is drawn is shown. */
+  get looks() {
+    return this.view.mask !== this.editor.mask;
+  }
+
   put(levels) {
     const { width, height } = this.editor.mask;
     this.tools.cancel();
@@ -62,9 +68,9 @@ export class Versions {
 
   /** What is drawn, again. */
   back() {
-    if (this.view.mask === this.editor.mask) return;
+    if (!this.looks) return;
     this.view.mask = this.editor.mask;
-    this.tools.locked = !this.editor.facts.writes;
+    this.tools.locked = this.editor.loading || !this.editor.facts.writes;
     this.view.redraw();
     this.tell("");
     updated();
@@ -77,7 +83,6 @@ export class Versions {
     const words = `${drops}The mask of now stays among the versions.`;
     if ((await ask("Restore this version?", words, ["Restore it", "Leave it"])) !== "Restore it") return;
     await api.restore(this.editor.number, id, this.editor.about.version);
-    await drafts.drop(this.editor.about.row[NAME]);
     await this.reload();
   }
 }

@@ -27,6 +27,7 @@ export class View {
     for (const one of this.pictures) one.close();
     this.pictures = [bitmap];
     Object.assign(this, { mask, map: null });
+    this.stage.classList.remove("empty");
     this.fit();
     while (Math.min(this.pictures.at(-1).width, this.pictures.at(-1).height) > 512) {
       const last = this.pictures.at(-1);
@@ -36,6 +37,13 @@ export class View {
       this.pictures.push(smaller);
     }
     this.redraw();
+  }
+
+  /** Nothing: there is no picture to show. */
+  clear() {
+    for (const one of this.pictures) one.close();
+    Object.assign(this, { mask: null, map: null, pictures: [] });
+    this.stage.classList.add("empty");
   }
 
   resize() {
