@@ -22,7 +22,7 @@ from flawmap.types import GOOD
 PART = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?<!\.)")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,63}")  # of setups and views: _ stands between them in a file's name
 MOST_SHOTS = 1_000_000
-LARGEST = 1e9  # of any number in a plan
+LARGEST = 1e12  # of any number in a plan
 _KINDS: dict[type, str] = {
     **{str: "a text", int: "a whole number", float: "a number", list: "a list", dict: "a table"},
     bool: "true or false",
