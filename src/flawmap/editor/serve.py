@@ -11,15 +11,10 @@ from pathlib import Path
 from flawmap.editor.app import author, create_app
 from flawmap.editor.maps import Maps
 from flawmap.editor.pictures import Pictures
-from flawmap.errors import MissingExtra, UsageError
+from flawmap.errors import UsageError
 from flawmap.run.model import load
 from flawmap.station.access import ENVIRONMENT, Access, loopback, read_tokens
-from flawmap.station.server import Protocol, Server, bound
-
-try:
-    import uvicorn
-except ImportError as error:
-    raise MissingExtra("uvicorn", "serve", "the editor of masks") from error
+from flawmap.station.server import Server, bound, config
 
 STOP_S = 10  # for what is being saved or judged when the editor is told to stop
 
@@ -50,7 +45,7 @@ def edit(
     if not 0 <= port < 65536:
         raise UsageError(f"--port {port}: give a number below 65536; 0 for any that is free")
     name = author(_login() if who is None else who)
-    server = Server(_config())
+    server = Server(config(STOP_S))
     with ExitStack() as open_things:
         sockets = [open_things.enter_context(each) for each in bound(host, port)]
         pictures = Pictures(data)
@@ -71,20 +66,6 @@ def edit(
         if started:
             started(url, len(pictures))
         server.run(sockets)
-
-
-def _config() -> uvicorn.Config:
-    return uvicorn.Config(
-        app="",
-        http=Protocol,
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=STOP_S,
-    )
 
 
 def _login() -> str:

@@ -21,7 +21,7 @@ from flawmap.station.ledger import Ledger
 from flawmap.station.line import Line
 from flawmap.station.plant import connect
 from flawmap.station.recipes import Recipes
-from flawmap.station.server import CONNECTIONS, Protocol, Server, bound
+from flawmap.station.server import Server, bound, config
 
 try:
     import uvicorn
@@ -139,21 +139,12 @@ def _config(settings: Settings) -> uvicorn.Config:
     if settings.tls_cert and settings.tls_key:
         _check_tls(settings.tls_cert, settings.tls_key)
     logging.getLogger("flawmap.station").setLevel(logging.INFO)
-    return uvicorn.Config(
-        app="",
+    return config(
+        settings.deadline_s + STOP_S,
         host=settings.host,
         port=settings.port,
         ssl_certfile=settings.tls_cert,
         ssl_keyfile=settings.tls_key,
-        http=Protocol,
-        ws="none",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=2 * CONNECTIONS,  # of tasks; connections are held at their number by Protocol
-        timeout_keep_alive=15,
-        timeout_graceful_shutdown=math.ceil(settings.deadline_s) + STOP_S,
     )
 
 

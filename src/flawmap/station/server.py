@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import signal
 import socket
 import threading
@@ -50,6 +51,23 @@ class Server(uvicorn.Server):
         finally:
             for sig, handler in before.items():
                 signal.signal(sig, handler)
+
+
+def config(stop_s: float, **more: Any) -> uvicorn.Config:
+    """What a server of ours has in common; `stop_s` is for what was accepted when it is told to stop."""
+    return uvicorn.Config(
+        app="",
+        http=Protocol,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=2 * CONNECTIONS,  # of tasks; connections are held at their number by Protocol
+        timeout_keep_alive=15,
+        timeout_graceful_shutdown=math.ceil(stop_s),
+        **more,
+    )
 
 
 class Protocol(H11Protocol):
